@@ -1,0 +1,74 @@
+"""The data contract: what a source returns and what a batch holds. Knows nothing of models or devices.
+
+Letters: B images, H W canvas pixels, T tokens, G boxes (padded), n boxes of one image.
+
+A **record** is what a source returns for one index, before any transform. A plain dict:
+
+| key | type | meaning |
+|---|---|---|
+| `image` | uint8 [h, w, 3] array, or a zero-argument callable that returns one | RGB, upright (EXIF applied) |
+| `image_id` | int | the id that result files use |
+| `boxes` | float32 [n, 4] | `xyxy`, pixels of this image, corners inclusive (width = x2 − x1 + 1, as the reference) |
+| `classes` | int32 [n] | detection: index into the source's `class_names`; caption: all −1 |
+| `caption` | str, optional | present when the record is a caption; else the prompt is made from class names |
+| `spans` | list of n lists of (begin, end), with `caption` | characters of the caption that name each box |
+| `masks` | bool [n, h, w], optional | instance masks |
+| `questions` | list of {"question", "answer"}, optional | |
+| `is_crowd` | bool [n], optional | kept by evaluation, dropped by training |
+
+A **source** has `name: str`, `class_names: tuple[str, ...]` (empty for captions), `category_ids: tuple[int, ...]`
+(the ids that result files use, same order), `len(source)` and `source[index] -> record`. Reading index i twice
+gives equal records.
+
+A **batch** is a dict of numpy arrays with the keys of `batch_spec`.
+"""
+import numpy as np
+
+# What a padded or unknown entry holds.
+NO_CLASS = -1
+
+# Values of `mlm_eligible`.
+MLM_NEVER, MLM_UNSCORED, MLM_SCORED = -1, 0, 1
+
+
+def batch_spec(batch_size, canvas, max_tokens, max_boxes):
+    """Names, shapes and dtypes of every key of a batch.
+
+    Args:
+      batch_size: images B.
+      canvas: (H, W) pixels.
+      max_tokens: T.
+      max_boxes: G.
+    Returns: dict of key -> (shape, numpy dtype).
+    """
+    b, (h, w), t, g = batch_size, canvas, max_tokens, max_boxes
+    return {
+        "image": ((b, h, w, 3), np.uint8),           # RGB; normalised on the device
+        "image_size": ((b, 2), np.int32),            # valid height and width on the canvas
+        "token_ids": ((b, t), np.int32),
+        "token_mask": ((b, t), np.bool_),
+        "boxes": ((b, g, 4), np.float32),            # xyxy, canvas pixels, corners inclusive
+        "box_mask": ((b, g), np.bool_),
+        "positive_map": ((b, g, t), np.bool_),       # token t names box g
+        "box_class": ((b, g), np.int32),             # id of the canonical class name over all sources, or NO_CLASS
+        "token_class": ((b, t), np.int32),           # the same for the tokens of a detection prompt
+        "mlm_eligible": ((b, t), np.int8),           # MLM_NEVER, MLM_UNSCORED or MLM_SCORED
+        "source": ((b,), np.int32),                  # index of the source in the mixture
+        "example_id": ((b,), np.int64),              # record's image_id; −1 on a padding example
+        "original_size": ((b, 2), np.int32),         # height and width of the file
+        "scale": ((b, 2), np.float32),               # canvas pixels = scale (y, x) × original pixels
+    }
+
+
+def check_batch(batch, canvas, max_tokens, max_boxes):
+    """Raises ValueError naming the key, what was found and what was expected."""
+    if "image" not in batch:
+        raise ValueError("batch: key 'image' is missing")
+    spec = batch_spec(len(batch["image"]), canvas, max_tokens, max_boxes)
+    missing, extra = sorted(set(spec) - set(batch)), sorted(set(batch) - set(spec) - {"masks"})
+    if missing or extra:
+        raise ValueError(f"batch: missing keys {missing}, unknown keys {extra}")
+    for key, (shape, dtype) in spec.items():
+        found = (tuple(batch[key].shape), np.dtype(batch[key].dtype))
+        if found != (shape, np.dtype(dtype)):
+            raise ValueError(f"batch[{key!r}]: found shape {found[0]} {found[1]}, expected {shape} {np.dtype(dtype)}")
