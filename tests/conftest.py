@@ -1,0 +1,67 @@
+"""What every test shares: where the reference numbers are, full float32 precision, and the --slow option."""
+import importlib.util
+import json
+import os
+import pathlib
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: comparisons to 1e-5 are stated for the CPU
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_default_matmul_precision", "highest")
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow (full-size cases)")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--slow"):
+        return
+    skip = pytest.mark.skip(reason="full-size case: run with --slow")
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def reference_dir():
+    """Directory of reference numbers: $GLIPV2_REFERENCE, else ../shared/reference, else tests/reference."""
+    named = os.environ.get("GLIPV2_REFERENCE")
+    if named:
+        path = pathlib.Path(named)
+        if not path.is_dir():
+            pytest.fail(f"GLIPV2_REFERENCE={named}: no such directory")
+        return path
+    beside = REPOSITORY.parent / "shared" / "reference"
+    return beside if beside.is_dir() else REPOSITORY / "tests" / "reference"
+
+
+@pytest.fixture(scope="session")
+def load_reference(reference_dir):
+    """Function of a file name: dict of arrays from an .npz, parsed content of a .json.
+
+    A file that the directory does not hold skips the test and says so.
+    """
+    def load(name):
+        path = reference_dir / name
+        if not path.exists():
+            pytest.skip(f"{reference_dir} holds no {name}")
+        if path.suffix == ".json":
+            return json.loads(path.read_text())
+        with np.load(path) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+    return load
+
+
+@pytest.fixture(scope="session")
+def reference_weights(reference_dir):
+    """The recipe module weights.py of the reference directory: make, make_all, make_image, ..."""
+    spec = importlib.util.spec_from_file_location("reference_weights", reference_dir / "weights.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
