@@ -1,0 +1,83 @@
+"""BERT text encoder and the BERT layer of the head. Sources: Hugging Face BertModel; GLIP rpn/modeling_bert.py."""
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from glipv2_jax.models.config import TextEncoderConfig
+
+LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-12, use_fast_variance=False)
+CLAMP = 50000.0
+
+
+class Bert(nn.Module):
+    """Call: token_ids [B, T] int32, token_mask [B, T] bool → last hidden state [B, T, D], padding not zeroed."""
+    config: TextEncoderConfig
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, token_ids, token_mask, train=False):
+        c = self.config
+        if token_ids.shape[1] > c.max_positions:
+            raise ValueError(f"text of {token_ids.shape[1]} tokens, but the text encoder has {c.max_positions} positions")
+
+        def embed(count, name):
+            return nn.Embed(count, c.width, dtype=self.dtype, embedding_init=nn.initializers.normal(0.02), name=name)
+        x = embed(c.vocab_size, "word_embeddings")(token_ids)
+        x = x + embed(c.max_positions, "position_embeddings")(jnp.arange(token_ids.shape[1]))
+        x = x + embed(2, "token_type_embeddings")(jnp.zeros((), jnp.int32))
+        x = LayerNorm(dtype=self.dtype, name="norm")(x)
+        x = nn.Dropout(c.dropout, deterministic=not train)(x)
+        layer = nn.remat(BertLayer, static_argnums=(3,)) if self.remat else BertLayer
+        for i in range(c.num_layers):
+            x = layer(c.width, c.num_heads, c.mlp_dim, c.dropout, dtype=self.dtype, name=f"layer{i}")(
+                x, token_mask, train)
+        return x
+
+
+class BertLayer(nn.Module):
+    """Post-norm transformer layer. [B, T, D] → [B, T, D].
+
+    `clamp` limits scores and feed-forward activations to ±50000, as in the head's copy of the layer.
+    """
+    width: int
+    num_heads: int
+    mlp_dim: int
+    dropout: float
+    clamp: bool = False
+    dtype: jnp.dtype = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
+
+    @nn.compact
+    def __call__(self, x, token_mask, train=False):
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init)
+        dropout = nn.Dropout(self.dropout, deterministic=not train)
+        clamp = (lambda y: jnp.clip(y, -CLAMP, CLAMP)) if self.clamp else (lambda y: y)
+
+        heads = (*x.shape[:2], self.num_heads, self.width // self.num_heads)
+        q, k, v = (dense(self.width, name=name)(x).reshape(heads) for name in ("query", "key", "value"))
+        context = masked_attention(q, k, v, token_mask, clamp, dropout).reshape(x.shape)
+        y = dropout(dense(self.width, name="out")(context))
+        x = LayerNorm(dtype=self.dtype, name="attention_norm")(x + y)
+
+        y = clamp(nn.gelu(clamp(dense(self.mlp_dim, name="mlp_in")(x)), approximate=False))
+        y = clamp(dropout(dense(self.width, name="mlp_out")(y)))
+        return clamp(LayerNorm(dtype=self.dtype, name="mlp_norm")(x + y))
+
+
+def masked_attention(q, k, v, token_mask, clamp=lambda s: s, dropout=lambda w: w):
+    """Softmax attention over real tokens.
+
+    Args:
+      q, k, v: [B, T, N, d].
+      token_mask: [B, T] bool, False on padding keys. A row without a real token attends evenly, and stays finite.
+      clamp: applied to the float32 scores before the mask.
+      dropout: applied to the weights.
+    Returns: [B, T, N, d].
+    """
+    scores = jnp.einsum("bqnd,bknd->bnqk", q * q.shape[-1]**-0.5, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(token_mask[:, None, None, :], clamp(scores), jnp.finfo(jnp.float32).min)
+    weights = dropout(jax.nn.softmax(scores)).astype(v.dtype)
+    return jnp.einsum("bnqk,bknd->bqnd", weights, v)

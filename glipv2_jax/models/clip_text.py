@@ -1,0 +1,65 @@
+"""CLIP-style text tower and its layer: pre-norm, QuickGELU, no causal mask. Source: GLIP clip_model.py."""
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glipv2_jax.models.bert import LayerNorm, masked_attention
+from glipv2_jax.models.config import TextEncoderConfig
+
+
+class ClipText(nn.Module):
+    """Call: token_ids [B, T] int32, token_mask [B, T] bool → final normed state [B, T, D], padding not zeroed."""
+    config: TextEncoderConfig
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, token_ids, token_mask, train=False):
+        c = self.config
+        if token_ids.shape[1] != c.max_positions:
+            raise ValueError(f"text of {token_ids.shape[1]} tokens, but the tower's context is {c.max_positions}")
+        x = nn.Embed(c.vocab_size, c.width, dtype=self.dtype, embedding_init=nn.initializers.normal(0.02),
+                     name="token_embedding")(token_ids)
+        position = self.param("positional_embedding", nn.initializers.normal(0.02), (c.max_positions, c.width))
+        x = x + position.astype(self.dtype)
+        layer = nn.remat(ClipLayer, static_argnums=(3,)) if self.remat else ClipLayer
+        for i in range(c.num_layers):
+            x = layer(c.width, c.num_heads, c.mlp_dim, dtype=self.dtype, name=f"layer{i}")(x, token_mask, train)
+        return LayerNorm(dtype=self.dtype, name="final_norm")(x)
+
+
+class ClipLayer(nn.Module):
+    """Pre-norm transformer layer. [B, T, D] → [B, T, D]. No dropout, in training neither."""
+    width: int
+    num_heads: int
+    mlp_dim: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, token_mask, train=False):
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02))
+        y = LayerNorm(dtype=self.dtype, name="attention_norm")(x)
+        qkv = dense(3 * self.width, name="qkv")(y).reshape(*x.shape[:2], 3, self.num_heads, -1)
+        y = masked_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], token_mask).reshape(x.shape)
+        x = x + dense(self.width, name="out")(y)
+        y = dense(self.mlp_dim, name="mlp_in")(LayerNorm(dtype=self.dtype, name="mlp_norm")(x))
+        return x + dense(self.width, name="mlp_out")(y * jax.nn.sigmoid(1.702 * y))
+
+
+def resample_positions(table, length):
+    """Linear resampling of a position table, half-pixel centres, ends clamped.
+
+    Args:
+      table: [P, D] array, such as CLIP's 77 positions.
+      length: new number of positions.
+    Returns: [length, D] float32.
+    """
+    table = np.asarray(table, np.float32)
+    x = np.clip((np.arange(length, dtype=np.float32) + 0.5) * (len(table) / length) - 0.5, 0, len(table) - 1)
+    low = np.floor(x).astype(int)
+    high = np.minimum(low + 1, len(table) - 1)
+    share = (x - low)[:, None].astype(np.float32)
+    return table[low] * (1 - share) + table[high] * share

@@ -1,0 +1,138 @@
+"""GLIPv2: image and text encoders, fusion tower, heads. Pure functions of arrays; losses and decoding live elsewhere."""
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glipv2_jax.models.bert import Bert, BertLayer
+from glipv2_jax.models.clip_text import ClipLayer, ClipText
+from glipv2_jax.models.config import ModelConfig
+from glipv2_jax.models.dyhead import TORCH_DEFAULT, DyConv
+from glipv2_jax.models.fpn import FPN
+from glipv2_jax.models.fusion import Fusion
+from glipv2_jax.models.heads import ContrastiveHead, GroundingHead, LocalizationHead, MLMHead
+from glipv2_jax.models.swin import Swin
+
+# Of channels B, G, R in 0 … 255: the released weights were trained on OpenCV's channel order.
+PIXEL_MEAN = np.array([103.530, 116.280, 123.675], np.float32)
+PIXEL_STD = np.array([57.375, 57.120, 58.395], np.float32)
+
+
+@flax.struct.dataclass
+class Outputs:
+    """Predictions for every anchor and token, float32. A anchors run over levels P3 … P7, row-major inside a level."""
+    box_deltas: jax.Array                          # [B, A, 4]
+    centerness: jax.Array                          # [B, A] logits
+    alignment_logits: jax.Array                    # [B, A, T]
+    class_logits: jax.Array | None                 # [B, A, 80], the reference's unused classifier
+    region_embeddings: jax.Array | None            # [B, A, E] unit vectors, un-fused
+    text_embeddings: jax.Array | None              # [B, T, E] unit vectors, un-fused
+    contrastive_log_scale: jax.Array | None        # scalar
+    mlm_logits: jax.Array | None                   # [B, M, V] at the asked positions
+
+
+def normalize_image(image, image_size):
+    """RGB bytes → what the network is fed: B, G, R, standardised, zero outside of the valid area.
+
+    Args:
+      image: [B, H, W, 3] uint8. image_size: [B, 2] int32, valid height and width.
+    Returns: [B, H, W, 3] float32.
+    """
+    x = (image[..., ::-1].astype(jnp.float32) - PIXEL_MEAN) / PIXEL_STD
+    valid = ((jnp.arange(image.shape[1])[None, :, None] < image_size[:, 0, None, None])
+             & (jnp.arange(image.shape[2])[None, None, :] < image_size[:, 1, None, None]))
+    return jnp.where(valid[..., None], x, 0.0)
+
+
+class GLIPv2(nn.Module):
+    """The whole network.
+
+    Call:
+      image: [B, H, W, 3] uint8 RGB on a padded canvas.
+      image_size: [B, 2] int32, valid height and width.
+      token_ids: [B, T] int32. token_mask: [B, T] bool.
+      mlm_positions: [B, M] int32 tokens to predict words at, or None.
+      train: dropout, drop path and DropBlock on; needs an rng called "dropout".
+    Returns: Outputs.
+    """
+    config: ModelConfig
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        c, dtype = self.config, self.dtype
+        text = c.text_encoder
+        self.image_encoder = Swin(c.image_encoder, dtype, c.remat)
+        self.fpn = FPN(c.channels, c.drop_block, dtype)
+        self.text_encoder = (Bert if text.kind == "bert" else ClipText)(text, dtype, c.remat)
+        static = {"static_argnums": (4,)}, {"static_argnums": (3,)}
+        fusion, text_layer, dyconv = Fusion, BertLayer if text.kind == "bert" else ClipLayer, DyConv
+        if c.remat:
+            fusion, text_layer, dyconv = nn.remat(fusion, **static[0]), nn.remat(text_layer, **static[1]), nn.remat(dyconv)
+        blocks = range(c.num_blocks)
+        if c.fusion:
+            self.fusion = [fusion(c.fusion_dim, c.fusion_heads, c.fusion_dropout, c.fusion_chunk, 1 / c.num_blocks,
+                                  dtype) for _ in blocks]
+            options = {"dtype": dtype}
+            if text.kind == "bert":
+                # The reference leaves these layers at PyTorch's default initialisation.
+                options |= {"dropout": text.dropout, "clamp": True, "kernel_init": TORCH_DEFAULT}
+            self.text_layer = [text_layer(text.width, c.text_heads, c.text_mlp_dim, **options) for _ in blocks]
+        self.dyconv = [dyconv(c.channels, dtype) for _ in blocks]
+        self.localization = LocalizationHead(c.num_class_logits, dtype)
+        self.grounding = GroundingHead(dtype)
+        if c.mlm_head:
+            self.mlm = MLMHead(text.vocab_size, dtype)
+        if c.contrastive_dim:
+            self.contrastive = ContrastiveHead(c.contrastive_dim, dtype)
+
+    def __call__(self, image, image_size, token_ids, token_mask, mlm_positions=None, train=False):
+        levels = self.encode_image(image, image_size, train)
+        words = self.encode_text(token_ids, token_mask, train)
+        return self.predict(levels, words, token_mask, mlm_positions, train)
+
+    def encode_image(self, image, image_size, train=False):
+        """Un-fused features: list of five [B, H/s, W/s, C], s = 8 … 128."""
+        x = normalize_image(image, image_size).astype(self.dtype)
+        return self.fpn(self.image_encoder(x, train), train)
+
+    def encode_text(self, token_ids, token_mask, train=False):
+        """Un-fused word features [B, T, D], padding not zeroed."""
+        return self.text_encoder(token_ids, token_mask, train)
+
+    def predict(self, levels, words, token_mask, mlm_positions=None, train=False):
+        """From un-fused features to Outputs."""
+        c = self.config
+        regions = _flatten(levels)
+        embeddings = (None, None, None)
+        if c.contrastive_dim:
+            # Before fusion: fused features have seen their partner and would give the pairing away.
+            embeddings = self.contrastive(regions, words)
+        if not c.fusion:
+            words = words * token_mask[..., None]            # GLIP-T (A) zeroes the padding before the dot product
+        shapes = [x.shape for x in levels]
+        for i in range(c.num_blocks):
+            if c.fusion:
+                regions, words = self.fusion[i](_flatten(levels), words, token_mask, train)
+                words = self.text_layer[i](words, token_mask, train)
+                levels = _unflatten(regions, shapes)
+            levels = self.dyconv[i](levels)
+        deltas, centerness, class_logits = self.localization(levels)
+        mlm_logits = None
+        if mlm_positions is not None:
+            if not c.mlm_head:
+                raise ValueError("mlm_positions were given, but model.mlm_head is off")
+            mlm_logits = self.mlm(jnp.take_along_axis(words, mlm_positions[..., None], axis=1))
+        elif c.mlm_head and self.is_initializing():
+            self.mlm(words[:, :1])
+        return Outputs(deltas, centerness, self.grounding(_flatten(levels), words), class_logits, *embeddings,
+                       mlm_logits)
+
+
+def _flatten(levels):
+    return jnp.concatenate([x.reshape(x.shape[0], -1, x.shape[-1]) for x in levels], axis=1)
+
+
+def _unflatten(regions, shapes):
+    ends = np.cumsum([shape[1] * shape[2] for shape in shapes])[:-1].tolist()
+    return [x.reshape(shape) for x, shape in zip(jnp.split(regions, ends, axis=1), shapes)]

@@ -1,0 +1,90 @@
+"""Prediction heads. Source: GLIP rpn/vldyhead.py; MLM head as BERT's."""
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from glipv2_jax.models.bert import CLAMP, LayerNorm
+from glipv2_jax.models.dyhead import TORCH_DEFAULT
+
+# A region is a match with probability 1 % before training.
+PRIOR_BIAS = -4.59511985013459
+
+
+class LocalizationHead(nn.Module):
+    """Call: list of [B, H, W, C] → box deltas [B, A, 4], centerness [B, A], class logits [B, A, K] or None; float32."""
+    num_class_logits: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, levels):
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01))
+        box, centerness = dense(4, name="box"), dense(1, name="centerness")
+        scales = self.param("scales", nn.initializers.ones, (len(levels),))
+        flat = [x.reshape(x.shape[0], -1, x.shape[-1]) for x in levels]
+        # The level's scale multiplies the bias too.
+        deltas = [box(x).astype(jnp.float32) * scale for x, scale in zip(flat, scales)]
+        regions = jnp.concatenate(flat, axis=1)
+        logits = None
+        if self.num_class_logits:
+            prior = nn.initializers.constant(PRIOR_BIAS)
+            logits = dense(self.num_class_logits, bias_init=prior, name="class_logits")(regions).astype(jnp.float32)
+        return jnp.concatenate(deltas, axis=1), centerness(regions)[..., 0].astype(jnp.float32), logits
+
+
+class GroundingHead(nn.Module):
+    """Dot product of regions and words.
+
+    Call: regions [B, A, C], words [B, T, D] → alignment logits [B, A, T] float32.
+    """
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, regions, words):
+        bias_lang = self.param("bias_lang", nn.initializers.zeros, (words.shape[-1],))
+        bias0 = self.param("bias0", nn.initializers.constant(PRIOR_BIAS), (1,))
+        log_scale = self.param("log_scale", nn.initializers.zeros, (1,))
+        words = normalize(words)
+        # Only the projection sees the halved embedding; the bias is neither halved nor divided by the temperature.
+        projection = nn.Dense(regions.shape[-1], dtype=self.dtype, kernel_init=TORCH_DEFAULT, name="text_projection")
+        projected = projection((words / 2).astype(self.dtype))
+        logits = jnp.einsum("bac,btc->bat", regions, projected, preferred_element_type=jnp.float32)
+        logits = logits / jnp.exp(log_scale) + (words @ bias_lang + bias0)[:, None]
+        return jnp.clip(logits, -CLAMP, CLAMP)
+
+
+class MLMHead(nn.Module):
+    """Call: fused words at masked positions [B, M, D] → vocabulary logits [B, M, V] float32."""
+    vocab_size: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, words):
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02))
+        x = nn.gelu(dense(words.shape[-1], name="transform")(words), approximate=False)
+        x = LayerNorm(dtype=self.dtype, name="norm")(x)
+        return dense(self.vocab_size, name="decoder")(x).astype(jnp.float32)
+
+
+class ContrastiveHead(nn.Module):
+    """Un-fused features into the common space of the inter-image loss.
+
+    Call: regions [B, A, C] (FPN), words [B, T, D] (text encoder) → unit vectors [B, A, E], [B, T, E] and the log
+    temperature, a scalar; all float32.
+    """
+    dim: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, regions, words):
+        dense = functools.partial(nn.Dense, self.dim, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
+        # Differs from GLIP: its temperature starts at 1, which leaves a softmax over 10⁴ unit vectors nearly flat.
+        log_scale = self.param("log_scale", nn.initializers.constant(jnp.log(0.07)), (1,))
+        return normalize(dense(name="image")(regions)), normalize(dense(name="text")(words)), log_scale[0]
+
+
+def normalize(x):
+    """x over its last axis' L2 norm, float32; zero stays zero with a finite gradient."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))

@@ -1,0 +1,173 @@
+"""Swin Transformer v1 as GLIP builds it, and its CoSwin form. NHWC. Source: GLIP backbone/swint.py, swint_v2.py."""
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glipv2_jax.models.config import ImageEncoderConfig
+from glipv2_jax.models.regularization import drop_path
+
+# The fast variance (mean of squares minus square of mean) loses digits that parity needs.
+LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
+
+
+class Swin(nn.Module):
+    """Image encoder.
+
+    Call: image [B, H, W, 3], normalised → list of three maps [B, ⌈H/s⌉, ⌈W/s⌉, D·s/4] for s = 8, 16, 32 (C3, C4, C5).
+    """
+    config: ImageEncoderConfig
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, image, train=False):
+        c = self.config
+        block = nn.remat(SwinBlock, static_argnums=(2,)) if self.remat else SwinBlock
+        rates = iter(np.linspace(0, c.drop_path, sum(c.depths), dtype=np.float32).tolist())
+        x = PatchEmbed(c.embed_dim, c.convolutional, self.dtype, name="patch_embed")(image)
+        outputs = []
+        for stage, depth in enumerate(c.depths):
+            dim = c.embed_dim * 2**stage
+            stage_train = train and stage > c.frozen_stages - 2   # frozen stages stay in evaluation mode
+            for i in range(depth):
+                shift = c.window // 2 if i % 2 else 0
+                x = block(dim, c.num_heads[stage], c.window, shift, next(rates), self.dtype,
+                          name=f"stage{stage}_block{i}")(x, stage_train)
+            if stage > 0:
+                outputs.append(LayerNorm(dtype=self.dtype, name=f"norm{stage}")(x))
+            if stage < len(c.depths) - 1:
+                x = PatchMerging(2 * dim, c.convolutional, self.dtype, name=f"stage{stage}_merge")(x)
+        return outputs
+
+
+class PatchEmbed(nn.Module):
+    """[B, H, W, 3] → [B, ⌈H/4⌉, ⌈W/4⌉, D]."""
+    dim: int
+    convolutional: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        size, pad = (7, 2) if self.convolutional else (4, 0)
+        x = nn.Conv(self.dim, (size, size), (4, 4), ((pad, pad), (pad, pad)), dtype=self.dtype, name="proj")(
+            _pad_to_multiple(x, 4))
+        return LayerNorm(dtype=self.dtype, name="norm")(x)
+
+
+class PatchMerging(nn.Module):
+    """[B, H, W, C] → [B, ⌈H/2⌉, ⌈W/2⌉, D]."""
+    dim: int
+    convolutional: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        if self.convolutional:
+            x = nn.Conv(self.dim, (3, 3), (2, 2), ((1, 1), (1, 1)), dtype=self.dtype, name="reduction")(x)
+            return LayerNorm(dtype=self.dtype, name="norm")(x)
+        x = _pad_to_multiple(x, 2)
+        x = jnp.concatenate([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], axis=-1)
+        x = LayerNorm(dtype=self.dtype, name="norm")(x)
+        return nn.Dense(self.dim, use_bias=False, dtype=self.dtype, name="reduction")(x)
+
+
+class SwinBlock(nn.Module):
+    """Window attention and MLP, each a residual branch. [B, H, W, C] → the same shape."""
+    dim: int
+    num_heads: int
+    window: int
+    shift: int
+    drop_path: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        height, width = x.shape[1:3]
+        y = LayerNorm(dtype=self.dtype, name="norm1")(x)
+        # Padding comes after the norm and is not masked: a padded cell becomes the bias of qkv.
+        y = _pad_to_multiple(y, self.window)
+        padded = y.shape[1:3]
+        if self.shift:
+            y = jnp.roll(y, (-self.shift, -self.shift), axis=(1, 2))
+        y = window_partition(y, self.window)
+        mask = shift_mask(*padded, self.window, self.shift) if self.shift else None
+        y = WindowAttention(self.dim, self.num_heads, self.window, self.dtype, name="attn")(y, mask)
+        y = window_reverse(y, self.window, *padded)
+        if self.shift:
+            y = jnp.roll(y, (self.shift, self.shift), axis=(1, 2))
+        x = x + self._drop_path(y[:, :height, :width], train)
+        y = LayerNorm(dtype=self.dtype, name="norm2")(x)
+        y = nn.Dense(4 * self.dim, dtype=self.dtype, name="mlp_in")(y)
+        y = nn.Dense(self.dim, dtype=self.dtype, name="mlp_out")(nn.gelu(y, approximate=False))
+        return x + self._drop_path(y, train)
+
+    def _drop_path(self, y, train):
+        if not train or self.drop_path == 0.0:
+            return y
+        return drop_path(y, jax.random.uniform(self.make_rng("dropout"), (y.shape[0],)), self.drop_path)
+
+
+class WindowAttention(nn.Module):
+    """Attention inside windows with a learned bias per relative position.
+
+    Call: x [B, W, M², C]; mask [W, M², M²] float32 to add, or None → [B, W, M², C].
+    """
+    dim: int
+    num_heads: int
+    window: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, mask=None):
+        b, w, t, _ = x.shape
+        head_dim = self.dim // self.num_heads
+        table = self.param("relative_position_bias_table", nn.initializers.truncated_normal(0.02),
+                           ((2 * self.window - 1)**2, self.num_heads))
+        bias = table[relative_position_index(self.window)].transpose(2, 0, 1)         # [N, M², M²]
+        qkv = nn.Dense(3 * self.dim, dtype=self.dtype, name="qkv")(x).reshape(b, w, t, 3, self.num_heads, head_dim)
+        q, k, v = qkv[..., 0, :, :] * head_dim**-0.5, qkv[..., 1, :, :], qkv[..., 2, :, :]
+        scores = jnp.einsum("bwqnd,bwknd->bwnqk", q, k, preferred_element_type=jnp.float32) + bias
+        if mask is not None:
+            scores = scores + mask[:, None]
+        weights = nn.softmax(scores).astype(self.dtype)
+        out = jnp.einsum("bwnqk,bwknd->bwqnd", weights, v).reshape(b, w, t, self.dim)
+        return nn.Dense(self.dim, dtype=self.dtype, name="proj")(out)
+
+
+def window_partition(x, window):
+    """[B, H, W, C], sides multiples of M → [B, HW/M², M², C], row-major windows and cells."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // window, window, w // window, window, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, -1, window * window, c)
+
+
+def window_reverse(x, window, height, width):
+    """Inverse of `window_partition`: [B, HW/M², M², C] → [B, H, W, C]."""
+    b, _, _, c = x.shape
+    x = x.reshape(b, height // window, width // window, window, window, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, height, width, c)
+
+
+def relative_position_index(window):
+    """[M², M²] int row of the bias table for each query and key cell of a window."""
+    cells = np.stack(np.meshgrid(np.arange(window), np.arange(window), indexing="ij")).reshape(2, -1)
+    dy, dx = cells[:, :, None] - cells[:, None, :] + window - 1
+    return dy * (2 * window - 1) + dx
+
+
+def shift_mask(height, width, window, shift):
+    """[HW/M², M², M²] float32: −100 between cells that the cyclic shift brought together, else 0."""
+    def regions(size):
+        index = np.arange(size)
+        return (index >= size - window).astype(int) + (index >= size - shift)
+    label = (3 * regions(height)[:, None] + regions(width)[None, :])[None, :, :, None]
+    label = window_partition(label, window)[0, :, :, 0]
+    return np.where(label[:, :, None] == label[:, None, :], 0.0, -100.0).astype(np.float32)
+
+
+def _pad_to_multiple(x, multiple):
+    pad = [-x.shape[1] % multiple, -x.shape[2] % multiple]
+    return jnp.pad(x, ((0, 0), (0, pad[0]), (0, pad[1]), (0, 0))) if any(pad) else x
