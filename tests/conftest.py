@@ -28,17 +28,21 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(skip)
 
 
-@pytest.fixture(scope="session")
-def reference_dir():
+def find_reference_dir():
     """Directory of reference numbers: $GLIPV2_REFERENCE, else ../shared/reference, else tests/reference."""
     named = os.environ.get("GLIPV2_REFERENCE")
     if named:
         path = pathlib.Path(named)
         if not path.is_dir():
-            pytest.fail(f"GLIPV2_REFERENCE={named}: no such directory")
+            raise pytest.UsageError(f"GLIPV2_REFERENCE={named}: no such directory")
         return path
     beside = REPOSITORY.parent / "shared" / "reference"
     return beside if beside.is_dir() else REPOSITORY / "tests" / "reference"
+
+
+@pytest.fixture(scope="session")
+def reference_dir():
+    return find_reference_dir()
 
 
 @pytest.fixture(scope="session")

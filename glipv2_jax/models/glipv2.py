@@ -13,6 +13,7 @@ from glipv2_jax.models.fpn import FPN
 from glipv2_jax.models.fusion import Fusion
 from glipv2_jax.models.heads import ContrastiveHead, GroundingHead, LocalizationHead, MLMHead
 from glipv2_jax.models.swin import Swin
+from glipv2_jax.sharding import constrain_batch
 
 # Of channels B, G, R in 0 … 255: the released weights were trained on OpenCV's channel order.
 PIXEL_MEAN = np.array([103.530, 116.280, 123.675], np.float32)
@@ -94,11 +95,11 @@ class GLIPv2(nn.Module):
     def encode_image(self, image, image_size, train=False):
         """Un-fused features: list of five [B, H/s, W/s, C], s = 8 … 128."""
         x = normalize_image(image, image_size).astype(self.dtype)
-        return self.fpn(self.image_encoder(x, train), train)
+        return constrain_batch(self.fpn(constrain_batch(self.image_encoder(x, train)), train))
 
     def encode_text(self, token_ids, token_mask, train=False):
         """Un-fused word features [B, T, D], padding not zeroed."""
-        return self.text_encoder(token_ids, token_mask, train)
+        return constrain_batch(self.text_encoder(token_ids, token_mask, train))
 
     def predict(self, levels, words, token_mask, mlm_positions=None, train=False):
         """From un-fused features to Outputs."""
@@ -113,10 +114,10 @@ class GLIPv2(nn.Module):
         shapes = [x.shape for x in levels]
         for i in range(c.num_blocks):
             if c.fusion:
-                regions, words = self.fusion[i](_flatten(levels), words, token_mask, train)
+                regions, words = constrain_batch(self.fusion[i](_flatten(levels), words, token_mask, train))
                 words = self.text_layer[i](words, token_mask, train)
                 levels = _unflatten(regions, shapes)
-            levels = self.dyconv[i](levels)
+            levels = constrain_batch(self.dyconv[i](levels))
         deltas, centerness, class_logits = self.localization(levels)
         mlm_logits = None
         if mlm_positions is not None:

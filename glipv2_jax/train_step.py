@@ -1,0 +1,125 @@
+"""One training step as pure functions of arrays: mask words, forward, assign, losses, update."""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from glipv2_jax import sharding
+from glipv2_jax.detection import atss
+from glipv2_jax.detection.anchors import anchors, level_shapes, level_sizes
+from glipv2_jax.losses import contrastive, grounding, localization, mlm, total
+from glipv2_jax.train_state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Which losses are on and their settings. L = L_loc + L_intra + L_inter + L_mlm."""
+    mask_id: int
+    vocab_size: int
+    mlm_rate: float = 0.15               # 0 switches masked language modelling off
+    contrastive_regions: int = 100       # K regions of an image in the inter-image loss; 0 switches it off
+    weights: tuple[tuple[str, float], ...] = ()
+
+
+def compute_losses(model, objective, params, batch, key, train=True):
+    """All losses of a batch.
+
+    Args:
+      model: GLIPv2 module. objective: Objective.
+      params: its parameters. batch: dict of arrays, the data contract. key: random key of the step.
+      train: dropout, drop path and DropBlock on.
+    Returns: (loss, metrics), a float32 scalar and a dict of scalars: loss_<term>, count_<term>.
+    """
+    key_mlm, key_regions, key_dropout = jax.random.split(key, 3)
+    token_ids, mlm_positions = batch["token_ids"], None
+    if objective.mlm_rate > 0:
+        token_ids, scored = mlm.mask_tokens(key_mlm, token_ids, batch["token_mask"], batch["mlm_eligible"],
+                                            mask_id=objective.mask_id, vocab_size=objective.vocab_size,
+                                            rate=objective.mlm_rate)
+        # A quarter of the tokens is room enough for a rate of 0.15, and the vocabulary layer is the widest there is.
+        mlm_positions, mlm_valid = mlm.positions(scored, max(1, token_ids.shape[1] // 4))
+    outputs = model.apply({"params": params}, batch["image"], batch["image_size"], token_ids, batch["token_mask"],
+                          mlm_positions, train, rngs={"dropout": key_dropout})
+
+    shapes = level_shapes(*batch["image"].shape[1:3])
+    boxes = anchors(shapes)
+    matched = jax.vmap(lambda b, m: atss.assign(boxes, level_sizes(shapes), b, m))(batch["boxes"], batch["box_mask"])
+    matched = sharding.constrain_batch(matched)
+    terms = {
+        "box": localization.box_loss(outputs.box_deltas, matched, batch["boxes"], boxes),
+        "centerness": localization.centerness_loss(outputs.centerness, matched, batch["boxes"], boxes),
+        "alignment": grounding.alignment_loss(outputs.alignment_logits, matched, batch["positive_map"],
+                                              batch["token_mask"]),
+    }
+    if objective.contrastive_regions:
+        terms["inter"] = _inter_image(objective, outputs, matched, batch, key_regions)
+    if mlm_positions is not None:
+        targets = jnp.take_along_axis(batch["token_ids"], mlm_positions, axis=1)
+        terms["mlm"] = mlm.mlm_loss(outputs.mlm_logits, targets, mlm_valid)
+    return total.combine(terms, dict(objective.weights))
+
+
+def _inter_image(objective, outputs, matched, batch, key):
+    count = min(objective.contrastive_regions, matched.shape[1])
+    regions, positive = contrastive.sample_regions(matched, key, count)
+    embeddings = jnp.take_along_axis(outputs.region_embeddings, regions[..., None], axis=1)
+    return contrastive.inter_image_loss(
+        embeddings, outputs.text_embeddings, outputs.contrastive_log_scale, positive,
+        jnp.take_along_axis(matched, regions, axis=1), batch["positive_map"], batch["token_mask"],
+        batch["box_class"], batch["token_class"])
+
+
+def gradients(model, objective, params, batch, key, accumulation_steps=1):
+    """Gradient of the loss, over micro-batches when asked.
+
+    With accumulation the batch is cut into interleaved micro-batches whose gradients are averaged: counts, and the
+    inter-image pairs, are then those of a micro-batch.
+
+    Returns: (metrics, gradients), the metrics averaged over micro-batches.
+    """
+    def one(batch, key):
+        return jax.value_and_grad(lambda p: compute_losses(model, objective, p, batch, key), has_aux=True)(params)
+    if accumulation_steps == 1:
+        (_, metrics), grads = one(batch, key)
+        return metrics, grads
+
+    def cut(x):
+        return x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1)
+
+    def step(carry, inputs):
+        micro, index = inputs
+        (_, metrics), grads = one(sharding.constrain_batch(micro), jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, carry, (metrics, grads)), None
+    micro = jax.tree.map(cut, batch)
+    shapes = jax.eval_shape(lambda: one(jax.tree.map(lambda x: x[0], micro), key))
+    start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0][1], shapes[1]))
+    sums, _ = jax.lax.scan(step, start, (micro, jnp.arange(accumulation_steps)))
+    return jax.tree.map(lambda x: x / accumulation_steps, sums)
+
+
+def train_step(model, objective, optimizer, ema_decay, accumulation_steps, state, batch, key):
+    """One update. A step whose loss or gradient is not finite changes nothing but says so in `metrics["finite"]`.
+
+    Args:
+      model, objective, optimizer: as built by train.py.
+      ema_decay: of the averaged parameters; unused when the state has none.
+      state: TrainState, donated. batch: global arrays. key: random key of the run.
+    Returns: (TrainState, metrics): the losses, gradient, update and parameter norms, finite.
+    """
+    metrics, grads = gradients(model, objective, state.params, batch, jax.random.fold_in(key, state.step),
+                               accumulation_steps)
+    grad_norm = optax.global_norm(grads)
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+
+    def update(state):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema_params
+        if ema is not None:
+            ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, params)
+        return TrainState(state.step + 1, params, opt_state, ema), optax.global_norm(updates)
+
+    state, update_norm = jax.lax.cond(finite, update, lambda state: (state, jnp.zeros(())), state)
+    return state, metrics | {"grad_norm": grad_norm, "update_norm": update_norm,
+                             "param_norm": optax.global_norm(state.params), "finite": finite}
