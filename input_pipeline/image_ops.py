@@ -1,0 +1,172 @@
+"""Images and their boxes: decode, resize, flip, pad. Pixels, boxes and masks move together.
+
+Images are uint8 [h, w, 3] RGB. Boxes are float32 [n, 4] `xyxy` in pixels with inclusive corners: the box of a single
+pixel has x2 = x1, a width is x2 − x1 + 1. Sizes are (height, width).
+"""
+import io
+import os
+import struct
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# What Pillow raises on broken files, besides OSError.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_ORIENTATION = 0x0112                # EXIF tag
+
+
+def decode(file: str | os.PathLike | bytes, *, name: str | None = None, upright: bool = True) -> np.ndarray:
+    """Reads an image of any common kind as RGB.
+
+    Grey, palette, CMYK and 16-bit grey images become RGB; transparent pixels are laid over white (Differs from GLIP,
+    which shows whatever colour hides below them).
+
+    Args:
+      file: path, or the bytes of a file.
+      name: what to call it in an error, by default the path.
+      upright: turn the image as its EXIF orientation asks.
+    Returns: uint8 [h, w, 3].
+    Raises: ValueError naming the file if it is missing, truncated or not an image.
+    """
+    name = name or _name(file)
+    try:
+        with _open(file) as image:
+            image.load()
+            if upright:
+                image = ImageOps.exif_transpose(image)
+            return np.asarray(_to_rgb(image))
+    except _BROKEN as error:
+        raise ValueError(f"{name}: cannot read the image: {error}") from error
+
+
+def file_sizes(file: str | os.PathLike | bytes, *, name: str | None = None) -> tuple[tuple[int, int], tuple[int, int]]:
+    """((height, width) upright, (height, width) as stored): they differ where EXIF asks for a quarter turn.
+
+    Reads the header alone. Raises: ValueError naming the file.
+    """
+    try:
+        with _open(file) as image:
+            stored = (image.height, image.width)
+            quarter_turn = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+    except _BROKEN as error:
+        raise ValueError(f"{name or _name(file)}: cannot read the image: {error}") from error
+    return (stored[::-1] if quarter_turn else stored), stored
+
+
+def _name(file):
+    return "image bytes" if isinstance(file, bytes) else os.fspath(file)
+
+
+def _open(file):
+    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+
+
+def _to_rgb(image):
+    if image.mode.startswith("I;16"):                              # Pillow would clip at 255
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"found pixels of mode {image.mode!r}, expected 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def boxes_from_xywh(boxes: np.ndarray) -> np.ndarray:
+    """float32 `xyxy` [n, 4] with inclusive corners (x2 = x1 + w − 1) from `xywh` [n, 4]."""
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + np.maximum(boxes[:, 2:] - 1, 0)], axis=1).astype(np.float32)
+
+
+def clip_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Clips to the image.
+
+    Args:
+      boxes: [n, 4].
+      size: (height, width).
+    Returns: clipped boxes [n, 4], and bool [n], False on boxes no wider or no higher than one pixel, to be dropped.
+    """
+    height, width = size
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4).clip(0, np.array([width, height] * 2, np.float32) - 1)
+    return boxes, (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+
+
+def resized_size(size: tuple[int, int], short_side: int, max_size: int,
+                 canvas: tuple[int, int] | None = None) -> tuple[int, int]:
+    """(height, width) after the resize rule of the reference.
+
+    The short side becomes `short_side`, less where the long side would pass `max_size`. Rounding may leave the long
+    side up to long/(2·short) pixels above `max_size`. An image that would pass the canvas shrinks further, keeping its
+    proportions (the reference has no canvas: it pads to the largest image of the batch).
+
+    Source: GLIP `transforms.Resize.get_size`.
+    """
+    height, width = size
+    short, long = min(size), max(size)
+    if long / short * short_side > max_size:
+        short_side = max(1, round(max_size * short / long))
+    if short != short_side:
+        if width < height:
+            height, width = int(short_side * height / width), short_side
+        else:
+            height, width = short_side, int(short_side * width / height)
+    if canvas is not None and (height > canvas[0] or width > canvas[1]):
+        factor = min(canvas[0] / height, canvas[1] / width)
+        height, width = (max(1, min(limit, int(side * factor))) for side, limit in zip((height, width), canvas))
+    return height, width
+
+
+def smallest_canvas(size: tuple[int, int], short_side: int, max_size: int, canvases) -> tuple[int, int]:
+    """The canvas of least area that holds the resized image whole, else the one on which it stays largest."""
+    height, width = resized_size(size, short_side, max_size)
+    holding = [canvas for canvas in canvases if height <= canvas[0] and width <= canvas[1]]
+    if holding:
+        return min(holding, key=lambda canvas: canvas[0] * canvas[1])
+    return max(canvases, key=lambda canvas: min(canvas[0] / height, canvas[1] / width))
+
+
+def resize(image: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Resizes pixels (Pillow bilinear, antialiased) and boxes, x and y by their own realised ratio."""
+    height, width = image.shape[:2]
+    if size == (height, width):
+        return image, boxes
+    ratio = np.array([size[1] / width, size[0] / height] * 2, np.float32)
+    pixels = np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    return pixels, boxes * ratio
+
+
+def flip(image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mirrors left and right: x1' = width − 1 − x2. Flipping twice changes nothing."""
+    mirrored = boxes.copy()
+    mirrored[:, [0, 2]] = image.shape[1] - 1 - boxes[:, [2, 0]]
+    return image[:, ::-1], mirrored
+
+
+def pad(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
+    """Zeros below and to the right. The device blanks this region again *after* normalisation, as the reference."""
+    height, width = image.shape[:2]
+    if height > canvas[0] or width > canvas[1]:
+        raise ValueError(f"image: found {height}x{width} pixels, expected at most the canvas {canvas[0]}x{canvas[1]}")
+    padded = np.zeros((*canvas, 3), np.uint8)
+    padded[:height, :width] = image
+    return padded
+
+
+def crop_masks(masks: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
+    """The part of each mask inside its box, sampled at the centres of a size × size grid.
+
+    Taken from masks and boxes of the original image, so that no resize blurs them; a flipped image needs
+    `crops[:, :, ::-1]`.
+
+    Args:
+      masks: bool [n, h, w].
+      boxes: [n, 4], clipped to the image.
+    Returns: bool [n, size, size].
+    """
+    steps = (np.arange(size) + 0.5) / size
+    crops = np.zeros((len(masks), size, size), np.bool_)
+    for crop, mask, (x1, y1, x2, y2) in zip(crops, masks, boxes):
+        columns = np.clip(x1 + steps * (x2 - x1 + 1), 0, mask.shape[1] - 1).astype(np.int64)
+        rows = np.clip(y1 + steps * (y2 - y1 + 1), 0, mask.shape[0] - 1).astype(np.int64)
+        crop[:] = mask[np.ix_(rows, columns)]
+    return crops

@@ -1,0 +1,336 @@
+"""Sources to batches: order, read, augment, write the prompt, pad, batch, prefetch. The only room that imports TensorFlow.
+
+Everything random about the example at position p comes from (seed, p), and step k holds positions k·B to k·B + B − 1.
+So a run resumes at any step, on any number of hosts, with the batches of an unbroken run.
+"""
+import contextlib
+import functools
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from input_pipeline import image_ops, prompts, text_ops
+from input_pipeline.schema import MLM_NEVER, NO_CLASS, batch_spec
+from input_pipeline.sources import ClassTable, Mixture
+from input_pipeline.tokenizer import Tokenizer
+
+_FOREVER = np.iinfo(np.int64).max
+
+
+def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, start_step: int, batch_size: int,
+                  canvas: tuple[int, int], short_sides: Sequence[int], max_size: int, max_tokens: int, max_boxes: int,
+                  num_negatives: int | None, flip_probability: float, class_table: ClassTable, tokenizer: Tokenizer,
+                  process_index: int = 0, process_count: int = 1, full_probability: float = 0.5,
+                  separator: str = prompts.SEPARATOR, mlm_on_detection: bool = False, mask_size: int | None = None,
+                  parallel_reads: int = 8) -> Iterator[dict]:
+    """Endless training batches of this host, from `start_step` on.
+
+    Crowd boxes and boxes no wider or higher than a pixel are dropped. An image left without boxes stays, with an
+    empty `box_mask`. Of more than `max_boxes` boxes a random `max_boxes` are kept.
+
+    Args:
+      sources, weights: what to mix, and the share of each in the stream, in any unit.
+      start_step: first step; the resumed stream equals the unbroken one bit for bit.
+      batch_size: images of one step over all hosts.
+      canvas: (H, W) pixels of every image; an image too large for it after the resize shrinks to fit.
+      short_sides: candidates for the short side in pixels, one drawn for each image.
+      max_size: limit of the long side in pixels.
+      num_negatives: absent classes drawn into a prompt at most. None writes *all* classes in the order of the source
+        (fine-tuning on a short class list), and then their prompt has to fit.
+      class_table: global class ids.
+      process_index, process_count: this host among the hosts; host i gets rows i·B/count to (i + 1)·B/count − 1.
+      full_probability: how often exactly `num_negatives` are drawn, instead of 1 to `num_negatives`.
+      mlm_on_detection: let masked language modelling score the names of present classes; by default class lists are
+        never masked.
+      mask_size: adds `masks`, bool [B, G, mask_size, mask_size]: each instance inside its box.
+      parallel_reads: examples read at a time.
+    Yields: dicts of `schema.batch_spec(batch_size / process_count, canvas, max_tokens, max_boxes)`.
+    Raises: ValueError on settings that cannot work, and while iterating for a record that cannot be read, naming it.
+    """
+    rows = _rows_per_host(batch_size, process_index, process_count)
+    _check_at_least(max_tokens=(max_tokens, 2), max_boxes=(max_boxes, 1), max_size=(max_size, 1),
+                    short_sides=(min(short_sides), 1), canvas=(min(canvas), 1))
+    mixture = Mixture([len(source) for source in sources], weights, seed)
+    class_ids = [class_table.ids(source.class_names) for source in sources]
+    if num_negatives is None:
+        for source in sources:
+            _all_classes(source, tokenizer, max_tokens, separator)        # fails now where a prompt does not fit
+
+    def text_of(record, names, ids, rng):
+        if "caption" in record:
+            return _caption_text(record, tokenizer, max_tokens)
+        classes = range(len(names)) if num_negatives is None else prompts.sample_classes(
+            names, record["classes"], tokenizer, rng, max_tokens=max_tokens, num_negatives=num_negatives,
+            full_probability=full_probability, separator=separator)
+        caption, spans = prompts.detection_prompt([names[c] for c in classes], separator)
+        return _class_text(record, tokenizer.encode(caption, max_tokens), prompts.class_spans(names, classes, spans), ids,
+                           mlm_on_detection)
+
+    def read(counter):
+        step, row = divmod(counter, rows)
+        position = step * batch_size + process_index * rows + row
+        place = mixture[position]
+        source, rng = sources[place.source], np.random.default_rng((seed, position))
+        with _naming(source, place.record):
+            record = _usable_record(source, place.record)
+            text, kept = text_of(record, source.class_names, class_ids[place.source], rng)
+            if len(kept) > max_boxes:
+                kept = np.sort(rng.choice(kept, max_boxes, replace=False))
+            size = image_ops.resized_size(record["image"].shape[:2], int(rng.choice(short_sides)), max_size, canvas)
+            example = _assemble(record, text, kept, size, canvas, max_boxes, mask_size,
+                                mirrored=rng.random() < flip_probability)
+            return example | {"source": np.int32(place.source)}
+
+    spec = _example_spec(canvas, max_tokens, max_boxes, mask_size)
+    return _read_ahead(read, range(start_step * rows, _FOREVER), rows, spec, parallel_reads)
+
+
+def eval_batches(source, *, batch_size: int, canvases: Sequence[tuple[int, int]], short_side: int, max_size: int,
+                 max_tokens: int, max_boxes: int, tokenizer: Tokenizer, class_table: ClassTable | None = None,
+                 prompt: prompts.EvaluationPrompt | None = None, separator: str = prompts.SEPARATOR,
+                 mask_size: int | None = None, process_index: int = 0, process_count: int = 1,
+                 parallel_reads: int = 8) -> Iterator[dict]:
+    """Every record of a source exactly once, without randomness; all hosts yield equally many batches.
+
+    Records come in order; with several canvases, in order within each canvas, the smaller canvas first. The last batch
+    of a canvas is filled with padding examples: example_id −1, every mask False, sizes and scales 1.
+    Detection records all carry one prompt. For a class list in several prompts, replace `token_ids` and `token_mask`
+    of each batch by those of each prompt: images need not be read again. Captions stay as they are.
+
+    Args:
+      batch_size: images of one batch over all hosts.
+      canvases: (H, W) choices; an image goes to the smallest that holds it, and shrinks to fit if none does. More than
+        one needs `source.image_size(index) -> (height, width)`, so that nothing is decoded to plan.
+      prompt: the prompt of detection records, one of `evaluation_prompts(source.class_names, ...)`; by default all
+        classes in one. Boxes of classes that it lacks have an empty positive map.
+      class_table: for `box_class` and `token_class`; None leaves them NO_CLASS.
+      The rest is as in `train_batches`. Of more than `max_boxes` boxes the first are kept.
+    Yields: dicts of `schema.batch_spec` for this host.
+    """
+    rows = _rows_per_host(batch_size, process_index, process_count)
+    _check_at_least(max_tokens=(max_tokens, 2), max_boxes=(max_boxes, 1), max_size=(max_size, 1),
+                    short_side=(short_side, 1), canvases=(min(map(min, canvases)), 1))
+    class_ids = (np.full(len(source.class_names), NO_CLASS, np.int32) if class_table is None
+                 else class_table.ids(source.class_names))
+    prompt = prompt or _all_classes(source, tokenizer, max_tokens, separator)
+
+    def read(canvas, indices, counter):
+        batch, row = divmod(counter, rows)
+        position = batch * batch_size + process_index * rows + row
+        if position >= len(indices):
+            return _padding_example(canvas, max_tokens, max_boxes, mask_size, tokenizer.pad_id)
+        with _naming(source, indices[position]):
+            record = _usable_record(source, indices[position])
+            text, kept = (_caption_text(record, tokenizer, max_tokens) if "caption" in record else
+                          _class_text(record, prompt.encoding, dict(zip(prompt.classes, prompt.spans)), class_ids))
+            text["mlm_eligible"] = np.full(max_tokens, MLM_NEVER, np.int8)
+            size = image_ops.resized_size(record["image"].shape[:2], short_side, max_size, canvas)
+            example = _assemble(record, text, kept[:max_boxes], size, canvas, max_boxes, mask_size, mirrored=False)
+            return example | {"source": np.int32(0)}
+
+    return itertools.chain.from_iterable(
+        _read_ahead(functools.partial(read, canvas, indices), range(-(-len(indices) // batch_size) * rows), rows,
+                    _example_spec(canvas, max_tokens, max_boxes, mask_size), parallel_reads)
+        for canvas, indices in _plan(source, canvases, short_side, max_size))
+
+
+# Before reading.
+
+def _rows_per_host(batch_size, process_index, process_count):
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(f"batch_size: found {batch_size}, expected a positive multiple of the {process_count} hosts")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index: found {process_index}, expected 0 to {process_count - 1}")
+    return batch_size // process_count
+
+
+def _check_at_least(**values):
+    for key, (found, least) in values.items():
+        if found < least:
+            raise ValueError(f"{key}: found {found}, expected at least {least}")
+
+
+def _all_classes(source, tokenizer, max_tokens, separator):
+    """The prompt of all classes of a source; None for a source of captions."""
+    if not source.class_names:
+        return None
+    try:
+        return prompts.evaluation_prompts(source.class_names, tokenizer, max_tokens, separator=separator)[0]
+    except ValueError as error:
+        raise ValueError(f"source {source.name!r}: {error}") from error
+
+
+def _plan(source, canvases, short_side, max_size):
+    """[(canvas, indices of the records that go there)], the smaller canvas first."""
+    if len(canvases) == 1:
+        return [(canvases[0], range(len(source)))]
+    if not hasattr(source, "image_size"):
+        raise ValueError(f"source {source.name!r}: found {len(canvases)} canvases but no method image_size(index), "
+                         f"expected that method or a single canvas")
+    indices = {canvas: [] for canvas in sorted(canvases, key=lambda canvas: canvas[0] * canvas[1])}
+    for index in range(len(source)):
+        indices[image_ops.smallest_canvas(source.image_size(index), short_side, max_size, canvases)].append(index)
+    return [(canvas, chosen) for canvas, chosen in indices.items() if chosen]
+
+
+def _example_spec(canvas, max_tokens, max_boxes, mask_size):
+    """key -> (shape, dtype) of one example."""
+    spec = {key: (shape[1:], dtype) for key, (shape, dtype) in batch_spec(1, canvas, max_tokens, max_boxes).items()}
+    if mask_size is not None:
+        spec["masks"] = ((max_boxes, mask_size, mask_size), np.bool_)
+    return spec
+
+
+# One example.
+
+@contextlib.contextmanager
+def _naming(source, index):
+    """Whatever goes wrong inside becomes a ValueError that names the record."""
+    try:
+        yield
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"source {source.name!r}, record {index}: {kind}{error}") from error
+
+
+def _usable_record(source, index):
+    """The record with its image read, boxes clipped, crowd and degenerate boxes gone."""
+    record = source[index]
+    if "caption" not in record and not source.class_names:
+        raise ValueError("found neither a caption in the record nor class names in the source, expected one of them")
+    image = record["image"]() if callable(record["image"]) else record["image"]
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"image: found {image.dtype} {list(image.shape)}, expected uint8 [h, w, 3]")
+    boxes, keep = image_ops.clip_boxes(record["boxes"], image.shape[:2])
+    classes = np.asarray(record["classes"], np.int32).reshape(-1)
+    if len(classes) != len(boxes):
+        raise ValueError(f"classes: found {len(classes)} for {len(boxes)} boxes, expected one for each")
+    least, end = (0, len(source.class_names)) if "caption" not in record else (NO_CLASS, 0)
+    if len(classes) and not (least <= classes.min() and classes.max() < end):
+        raise ValueError(f"classes: found {classes.min()} to {classes.max()}, expected {least} to {end - 1}")
+    keep &= ~np.asarray(record.get("is_crowd", np.zeros(len(boxes))), np.bool_)
+    usable = record | {"image": image, "boxes": boxes[keep], "classes": classes[keep]}
+    if "caption" in record:
+        if len(record["spans"]) != len(boxes):
+            raise ValueError(f"spans: found {len(record['spans'])} for {len(boxes)} boxes, expected a list for each")
+        usable["spans"] = [spans for spans, kept in zip(record["spans"], keep) if kept]
+    if "masks" in record:
+        usable["masks"] = np.asarray(record["masks"])[keep]
+    return usable
+
+
+def _caption_text(record, tokenizer, max_tokens):
+    """Text keys of a caption, and the indices of the boxes to keep: all."""
+    encoding = tokenizer.encode(record["caption"], max_tokens)
+    return {
+        "token_ids": encoding.ids,
+        "token_mask": encoding.mask,
+        "positive_map": text_ops.positive_map(record["spans"], encoding.offsets),       # [n, T]
+        "box_class": np.full(len(record["boxes"]), NO_CLASS, np.int32),
+        "token_class": np.full(max_tokens, NO_CLASS, np.int32),
+        "mlm_eligible": text_ops.mlm_eligible_caption(encoding.offsets),
+    }, np.arange(len(record["boxes"]))
+
+
+def _class_text(record, encoding, spans, class_ids, mlm=False):
+    """Text keys of a class list, and the indices of the boxes to keep: those whose class is in the prompt.
+
+    Args:
+      spans: class index of the source -> span.
+      class_ids: int [classes of the source], global ids.
+    """
+    kept = np.flatnonzero([c in spans for c in record["classes"].tolist()])
+    rows = [[spans[c]] if c in spans else [] for c in record["classes"].tolist()]
+    positive = text_ops.positive_map(rows, encoding.offsets)                            # [n, T]
+    classes = text_ops.token_class(spans, encoding.offsets)                             # [T], of the source
+    return {
+        "token_ids": encoding.ids,
+        "token_mask": encoding.mask,
+        "positive_map": positive,
+        "box_class": class_ids[record["classes"]],
+        "token_class": np.where(classes == NO_CLASS, NO_CLASS, class_ids[classes]).astype(np.int32),
+        "mlm_eligible": (text_ops.mlm_eligible_detection(positive, encoding.offsets) if mlm
+                         else np.full(len(encoding.ids), MLM_NEVER, np.int8)),
+    }, kept
+
+
+def _assemble(record, text, kept, size, canvas, max_boxes, mask_size, mirrored):
+    """One example without its `source`: the record resized to `size`, on the canvas, boxes `kept` padded."""
+    original = record["image"].shape[:2]
+    image, boxes = image_ops.resize(record["image"], record["boxes"], size)
+    if mirrored:
+        image, boxes = image_ops.flip(image, boxes)
+    example = text | {
+        "image": image_ops.pad(image, canvas),
+        "image_size": np.array(size, np.int32),
+        "boxes": _padded(boxes[kept], max_boxes, 0),
+        "box_mask": np.arange(max_boxes) < len(kept),
+        "positive_map": _padded(text["positive_map"][kept], max_boxes, False),
+        "box_class": _padded(text["box_class"][kept], max_boxes, NO_CLASS),
+        "example_id": np.int64(record["image_id"]),
+        "original_size": np.array(original, np.int32),
+        "scale": (np.array(size) / original).astype(np.float32),
+    }
+    if mask_size is not None:
+        masks = record.get("masks", np.zeros((len(boxes), *original), np.bool_))
+        crops = image_ops.crop_masks(masks[kept], record["boxes"][kept], mask_size)
+        example["masks"] = _padded(crops[:, :, ::-1] if mirrored else crops, max_boxes, False)
+    return example
+
+
+def _padded(rows, length, value):
+    padded = np.full((length, *rows.shape[1:]), value, rows.dtype)
+    padded[:len(rows)] = rows
+    return padded
+
+
+def _padding_example(canvas, max_tokens, max_boxes, mask_size, pad_id):
+    """Fills the last batch: nothing in it is real, nothing divides by zero."""
+    spec = _example_spec(canvas, max_tokens, max_boxes, mask_size)
+    fill = {"example_id": -1, "token_ids": pad_id, "box_class": NO_CLASS, "token_class": NO_CLASS,
+            "mlm_eligible": MLM_NEVER, "image_size": 1, "original_size": 1, "scale": 1}
+    return {key: np.full(shape, fill.get(key, 0), dtype) for key, (shape, dtype) in spec.items()}
+
+
+# Reading ahead.
+
+def _read_ahead(read, counters, rows, spec, parallel_reads):
+    """Batches of `rows` examples read(counter), in order, `parallel_reads` at a time and two batches ahead."""
+    tf = _tensorflow()
+    failures = {}
+
+    def guarded(counter):
+        try:
+            example = read(int(counter))
+        except Exception as error:
+            failures[int(counter)] = error         # TensorFlow would pass on a traceback as text
+            raise
+        return [example[key] for key in spec]
+
+    def tensors(counter):
+        found = tf.numpy_function(guarded, [counter], [tf.as_dtype(dtype) for _, dtype in spec.values()])
+        return {key: tf.ensure_shape(tensor, shape) for tensor, (key, (shape, _)) in zip(found, spec.items())}
+
+    dataset = tf.data.Dataset.range(counters.start, counters.stop)
+    dataset = dataset.map(tensors, num_parallel_calls=parallel_reads, deterministic=True)
+    iterator = dataset.batch(rows, drop_remainder=True).prefetch(2).as_numpy_iterator()
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except tf.errors.OpError:
+            if not failures:
+                raise
+            raise failures[min(failures)] from None
+        yield batch
+
+
+@functools.cache
+def _tensorflow():
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf
+    tf.config.set_visible_devices([], "GPU")       # or it would take the memory of the accelerator for itself
+    return tf

@@ -1,0 +1,158 @@
+"""Class names to prompt text and back: training and evaluation write prompts with the same lines.
+
+A prompt is the class names joined by a separator, with none after the last: `person. bicycle. car`. A span (begin, end)
+covers the characters of a name alone, without its prefix, suffix or separator.
+"""
+import dataclasses
+import functools
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from input_pipeline import text_ops
+from input_pipeline.text_ops import Span
+from input_pipeline.tokenizer import Encoding, Tokenizer
+
+SEPARATOR = ". "
+SPECIAL_TOKENS = 2                  # [CLS] and [SEP] take their share of the budget
+
+
+@functools.lru_cache(maxsize=65536)         # every training example cleans every name of its source
+def clean_name(name: str) -> str:
+    """A class name as the prompt spells it.
+
+    From the first "(" to the *last* ")" goes, "_" becomes a space, each pair of spaces one space. Nothing is stripped
+    and the case stays: `flip-flop_(sandal)` is `flip-flop `.
+    Source: GLIP `clean_name`.
+    """
+    return re.sub(r"\(.*\)", "", name).replace("_", " ").replace("  ", " ")
+
+
+@functools.lru_cache(maxsize=65536)
+def canonical_name(name: str) -> str:
+    """What identifies a class over all sources: the cleaned name in lower case, stripped. May be empty."""
+    return clean_name(name).lower().strip()
+
+
+@dataclasses.dataclass(frozen=True)
+class Phrase:
+    """A hand-written prompt for one class, e.g. Phrase("penguin", suffix=" , which is black and white")."""
+    name: str
+    prefix: str = ""
+    suffix: str = ""
+
+
+def detection_prompt(names: Sequence[str | Phrase], separator: str = SEPARATOR) -> tuple[str, list[Span]]:
+    """The prompt for a list of classes, and the span of each.
+
+    Args:
+      names: class names, cleaned here, or Phrases, taken as they are.
+      separator: text between two classes.
+    """
+    caption, spans = "", []
+    for name in names:
+        phrase = name if isinstance(name, Phrase) else Phrase(clean_name(name))
+        if spans:
+            caption += separator
+        begin = len(caption) + len(phrase.prefix)
+        spans.append((begin, begin + len(phrase.name)))
+        caption += phrase.prefix + phrase.name + phrase.suffix
+    return caption, spans
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationPrompt:
+    """One prompt of a class list.
+
+    classes: indices into the class list, in the order of the prompt.
+    spans: the span of each of `classes`.
+    tokens: class index -> token positions; empty for a name without tokens, which can never be found.
+    """
+    caption: str
+    classes: tuple[int, ...]
+    spans: tuple[Span, ...]
+    tokens: dict[int, list[int]]
+    encoding: Encoding
+
+
+def evaluation_prompts(names: Sequence[str | Phrase], tokenizer: Tokenizer, max_tokens: int = 256,
+                       classes_per_prompt: int | None = None, separator: str = SEPARATOR) -> list[EvaluationPrompt]:
+    """Prompts that together name every class once, in order.
+
+    Args:
+      classes_per_prompt: consecutive classes in one prompt; None puts all into one.
+    Raises: ValueError if a prompt does not fit `max_tokens`: a class cut off could never be found.
+    """
+    if not names:
+        raise ValueError("class names: found none, expected at least one")
+    step = len(names) if classes_per_prompt is None else classes_per_prompt
+    if step < 1:
+        raise ValueError(f"classes_per_prompt: found {step}, expected at least 1")
+    prompts = []
+    for start in range(0, len(names), step):
+        classes = tuple(range(start, min(start + step, len(names))))
+        caption, spans = detection_prompt([names[c] for c in classes], separator)
+        encoding = tokenizer.encode(caption, max_tokens)
+        if encoding.num_tokens > max_tokens:
+            raise ValueError(
+                f"prompt of classes {classes[0]} to {classes[-1]} ({caption[:60]!r}...): found {encoding.num_tokens} "
+                f"tokens, expected at most {max_tokens}; set classes_per_prompt (GLIP uses 40 for LVIS)")
+        tokens = text_ops.label_to_tokens({c: [span] for c, span in zip(classes, spans)}, encoding.offsets)
+        prompts.append(EvaluationPrompt(caption, classes, tuple(spans), tokens, encoding))
+    return prompts
+
+
+def sample_classes(names: Sequence[str], present: Sequence[int], tokenizer: Tokenizer, rng: np.random.Generator, *,
+                   max_tokens: int = 256, num_negatives: int = 85, full_probability: float = 0.5,
+                   separator: str = SEPARATOR) -> list[int]:
+    """Classes of one training prompt: those present in the image and some that are not, in random order.
+
+    1. Present classes are shuffled and taken while they fit; the first that does not fit and all after it are left
+       out, and then no negative is added. The caller drops the boxes of classes left out.
+    2. With `full_probability` the number of draws is `num_negatives` (at most all classes), otherwise uniform from 1
+       to that. Draws are without replacement from *all* classes; those present are discarded, not redrawn.
+    3. Negatives are taken in random order while the token budget stays above zero.
+
+    A class whose text equals one already in the prompt shares its place: only the first of them is returned
+    (`bat_(animal)`, `bat_(baseball)`), and `class_spans` gives all of them its span.
+
+    Args:
+      names: the source's class names.
+      present: class indices of the boxes; repetitions allowed.
+    Returns: class indices, in prompt order.
+    Source: GLIP `convert_object_detection_to_grounding_optimized_for_od`. Differs from GLIP: its `__background__`
+      entry is never a negative, and equal texts are not repeated (there, a word is positive and negative at once).
+    """
+    texts = [canonical_name(name) for name in names]
+    cost = [tokenizer.count(clean_name(name) + separator) for name in names]
+    budget = max_tokens - SPECIAL_TOKENS
+
+    chosen = {}                                            # canonical text -> class index
+    positives = np.unique(np.asarray(present, np.int64)).tolist()
+    for index in rng.permutation(positives).tolist():
+        if texts[index] in chosen:
+            continue
+        budget -= cost[index]
+        if budget < 0:
+            break
+        chosen[texts[index]] = index
+
+    full = min(num_negatives, len(names))
+    draws = full if full == 0 or rng.random() < full_probability else int(rng.integers(1, full + 1))
+    left_out = set(positives) - set(chosen.values())
+    for index in rng.choice(len(names), size=draws, replace=False).tolist():
+        if texts[index] in chosen or index in left_out:
+            continue
+        budget -= cost[index]
+        if budget <= 0:
+            break
+        chosen[texts[index]] = index
+    return rng.permutation(list(chosen.values())).tolist()
+
+
+def class_spans(names: Sequence[str], classes: Sequence[int], spans: Sequence[Span]) -> dict[int, Span]:
+    """Class index -> span, also for classes that share their text with one of `classes`."""
+    by_text = {canonical_name(names[c]): span for c, span in zip(classes, spans)}
+    shared = {c: by_text[canonical_name(name)] for c, name in enumerate(names) if canonical_name(name) in by_text}
+    return shared | dict(zip(classes, spans))

@@ -1,0 +1,128 @@
+"""Sources together: one table of class names for a run, and which record of which source stands at a position.
+
+What a source is, is written in `schema.py`. The order of training data is a pure function of (seed, position): nothing
+is remembered, so a run resumes at any position on any number of hosts.
+"""
+import functools
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from input_pipeline.prompts import canonical_name
+from input_pipeline.schema import NO_CLASS
+
+_BLOCK = 4096                        # positions after which every source has had its exact share
+_ROUNDS = 6
+_MASK64 = (1 << 64) - 1
+
+
+class ClassTable:
+    """Global class ids: the place of a canonical name among the sorted canonical names of all sources.
+
+    Ids of single data sets are never used: "dog" of one set and "Dog" of another are one class, and category 17 of one
+    is not category 17 of another.
+    """
+
+    def __init__(self, names: Iterable[str]):
+        self.names = tuple(sorted({canonical_name(name) for name in names} - {""}))
+        self._ids = {name: index for index, name in enumerate(self.names)}
+
+    @classmethod
+    def from_sources(cls, sources) -> "ClassTable":
+        return cls(name for source in sources for name in source.class_names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def ids(self, names: Iterable[str]) -> np.ndarray:
+        """int32 ids of class names; NO_CLASS for a name that leaves no text.
+
+        Raises: ValueError on a name that no source had.
+        """
+        canonical = [canonical_name(name) for name in names]
+        unknown = [name for name in canonical if name and name not in self._ids]
+        if unknown:
+            raise ValueError(f"class table: found unknown names {unknown[:5]}, expected names of its {len(self)} classes")
+        return np.array([self._ids.get(name, NO_CLASS) for name in canonical], np.int32)
+
+
+class Place(NamedTuple):
+    """source: index of the source. record: index inside it."""
+    source: int
+    record: int
+
+
+class Mixture:
+    """Which record stands at position p of an endless stream over weighted sources.
+
+    Positions come in blocks of 4096. In each block every source holds the same number of places (its weight, rounded to
+    1/4096), shuffled over the block. The k-th place of a source reads its k-th record, in an order that is a new
+    permutation for every epoch of that source: no record comes again before all others came.
+
+    Args:
+      lengths: records of each source.
+      weights: shares of the stream, in any unit, all positive.
+      seed: of both orders.
+    """
+
+    def __init__(self, lengths: Sequence[int], weights: Sequence[float], seed: int):
+        if not lengths or len(lengths) != len(weights):
+            raise ValueError(f"weights: found {len(weights)} for {len(lengths)} sources, expected one for each")
+        if min(lengths) < 1:
+            raise ValueError(f"sources: found lengths {list(lengths)}, expected at least one record in each")
+        total = float(sum(weights))
+        if not (np.all(np.isfinite(weights)) and min(weights) > 0):
+            raise ValueError(f"weights: found {list(weights)}, expected finite numbers above 0")
+        ends = [round(_BLOCK * end / total) for end in itertools.accumulate(weights)]
+        self._shares = np.diff([0, *ends])
+        if not self._shares.all():
+            raise ValueError(f"weights: found {list(weights)}, expected at least 1/{_BLOCK} of the sum in each")
+        self._lengths, self._seed = tuple(lengths), seed
+        self._block = functools.lru_cache(maxsize=4)(self._lay_block)
+
+    def __getitem__(self, position: int) -> Place:
+        block, place = divmod(position, _BLOCK)
+        sources, ranks = self._block(block)
+        source = int(sources[place])
+        epoch, index = divmod(block * int(self._shares[source]) + int(ranks[place]), self._lengths[source])
+        return Place(source, shuffled(index, self._lengths[source], (self._seed, source, epoch)))
+
+    def _lay_block(self, block):
+        """The source of each place in a block, and how many places of that source stand before it; int [4096] both."""
+        sources = np.repeat(np.arange(len(self._shares)), self._shares)
+        sources = np.random.default_rng((self._seed, block)).permutation(sources)
+        ranks = np.zeros(_BLOCK, np.int64)
+        for source, share in enumerate(self._shares):
+            ranks[sources == source] = np.arange(share)
+        return sources, ranks
+
+
+def shuffled(index: int, length: int, key: Sequence[int]) -> int:
+    """Where a random permutation of range(length), chosen by `key`, sends `index`; no permutation is ever stored.
+
+    A Feistel network permutes the smallest 4^k ≥ length numbers; numbers at or above `length` walk on along their cycle
+    until they are below it.
+    """
+    half_bits = max(1, ((length - 1).bit_length() + 1) // 2)
+    half_mask = (1 << half_bits) - 1
+    state = 0
+    for part in key:
+        state = _mix(state ^ _mix(part & _MASK64))
+    round_keys = [_mix(state + step) for step in range(_ROUNDS)]
+    while True:
+        left, right = index >> half_bits, index & half_mask
+        for round_key in round_keys:
+            left, right = right, left ^ (_mix(right ^ round_key) & half_mask)
+        index = left << half_bits | right
+        if index < length:
+            return index
+
+
+def _mix(value: int) -> int:
+    """A hash of 64 bits (the finaliser of splitmix64)."""
+    value = (value + 0x9E3779B97F4A7C15) & _MASK64
+    value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) & _MASK64
+    value = ((value ^ value >> 27) * 0x94D049BB133111EB) & _MASK64
+    return value ^ value >> 31

@@ -1,0 +1,81 @@
+"""Text to token ids with character offsets: the uncased WordPiece of BERT, from a file that ships with the package."""
+import functools
+import os
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+VOCABULARY = pathlib.Path(__file__).parent / "vocab" / "bert_base_uncased.txt"
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class Encoding(NamedTuple):
+    """One text, padded to T tokens.
+
+    ids: int32 [T]; position 0 is [CLS], the last real position [SEP].
+    mask: bool [T], False on padding.
+    offsets: int32 [T, 2], the characters [begin, end) of each token; (0, 0) on [CLS], [SEP] and padding.
+    num_tokens: tokens of the whole text with [CLS] and [SEP], before truncation and padding; above T means truncated.
+    """
+    ids: np.ndarray
+    mask: np.ndarray
+    offsets: np.ndarray
+    num_tokens: int
+
+
+class Tokenizer:
+    """Lower-casing BERT WordPiece.
+
+    Args:
+      vocabulary: file with one token a line, None for bert-base-uncased.
+    Raises: ValueError if the file cannot be a WordPiece vocabulary.
+    Source: `BertTokenizerFast` of transformers.
+    """
+
+    def __init__(self, vocabulary: str | os.PathLike | None = None):
+        tokens = _read_vocabulary(pathlib.Path(vocabulary or VOCABULARY))
+        # As `vocab_file=`, transformers 5.23 ignores the file without a word and every text becomes [UNK].
+        self._fast = _bert_tokenizer_class()(vocab=tokens, do_lower_case=True)
+        self.vocab_size = len(tokens)
+        self.pad_id, self.unknown_id, self.cls_id, self.sep_id, self.mask_id = (tokens[t] for t in SPECIAL_TOKENS)
+        self.count = functools.lru_cache(maxsize=65536)(self._count)
+
+    def encode(self, text: str, max_tokens: int = 256) -> Encoding:
+        """Ids, mask and offsets, truncated and padded to `max_tokens`."""
+        if max_tokens < 2:
+            raise ValueError(f"max_tokens: found {max_tokens}, expected at least 2 ([CLS] and [SEP])")
+        found = self._fast(text, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
+        num_tokens = len(found["input_ids"])
+        kept = min(num_tokens, max_tokens)
+        ids = np.full(max_tokens, self.pad_id, np.int32)
+        offsets = np.zeros((max_tokens, 2), np.int32)
+        ids[:kept] = found["input_ids"][:kept]
+        offsets[:kept] = found["offset_mapping"][:kept]
+        ids[kept - 1], offsets[kept - 1] = self.sep_id, 0      # a truncated text still ends with [SEP]
+        return Encoding(ids, np.arange(max_tokens) < kept, offsets, num_tokens)
+
+    def _count(self, text: str) -> int:
+        """Tokens of `text` without [CLS] and [SEP]. Cached: the same class names come again and again."""
+        return len(self._fast(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"])
+
+
+def _read_vocabulary(path: pathlib.Path) -> dict[str, int]:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such vocabulary file; expected one token a line")
+    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    tokens = {line.rstrip("\r"): index for index, line in enumerate(lines)}
+    if len(tokens) != len(lines):
+        raise ValueError(f"{path}: found {len(lines) - len(tokens)} repeated tokens, expected one token a line, each once")
+    missing = [token for token in SPECIAL_TOKENS if token not in tokens]
+    if missing:
+        raise ValueError(f"{path}: special tokens {missing} are missing, expected all of {list(SPECIAL_TOKENS)}")
+    return tokens
+
+
+def _bert_tokenizer_class():
+    # Imported late: it takes two seconds. Without this variable it prints that PyTorch, which nothing here needs,
+    # is not installed.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import BertTokenizerFast
+    return BertTokenizerFast
