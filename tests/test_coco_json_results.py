@@ -1,0 +1,92 @@
+"""COCO result rows and files: coordinates, order, plain numbers, refusals."""
+import json
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from glipv2_jax.evaluation.coco_json import PROTOCOL_KEYS, detection_rows, write_protocol, write_results
+
+PROTOCOL = {key: "as in the test" for key in PROTOCOL_KEYS}
+
+
+def test_box_returns_to_the_files_pixels_and_gets_its_plus_one_after():
+    row, = detection_rows(7, np.float32([[10, 20, 29, 59]]), np.float32([0.5]), np.int32([1]),
+                          category_ids=(3, 18), scale=(0.5, 2.0))
+    assert row == {"image_id": 7, "category_id": 18, "bbox": [5.0, 40.0, 10.5, 79.0], "score": 0.5}
+
+
+def test_rows_hold_plain_python_numbers_best_first():
+    rows = detection_rows(np.int64(7), np.zeros((3, 4), np.float32), np.float32([0.2, 0.9, 0.4]), np.int32([0, 1, 0]),
+                          category_ids=np.int64([1, 2]))
+    assert [row["category_id"] for row in rows] == [2, 1, 1]
+    for row in rows:
+        assert [type(value) for value in (*row.values(), *row["bbox"])] == [int, int, list, float] + [float] * 4
+
+
+def test_no_detections_give_no_rows():
+    assert detection_rows(7, np.zeros((0, 4)), [], [], category_ids=(1,)) == []
+
+
+# pycocotools 2.0.11 has not caught up with NumPy 2 in decode.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_masks_survive_as_run_lengths():
+    masks = np.random.default_rng(0).random((2, 6, 9)) > 0.5
+    rows = detection_rows(7, np.zeros((2, 4)), [0.1, 0.2], [0, 0], category_ids=(1,), masks=masks)
+    decoded = [coco_mask.decode(row["segmentation"]) for row in json.loads(json.dumps(rows))]
+    np.testing.assert_array_equal(np.stack(decoded), masks[::-1])
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"scores": [0.5, 0.5]}, "different lengths"),
+    ({"labels": [2]}, "found labels 2..2, expected 0..1"),
+    ({"labels": [-1]}, "found labels -1"),
+    ({"image_id": -1}, "padding"),
+    ({"scores": [np.nan]}, "not finite"),
+    ({"masks": np.zeros((2, 4, 4), bool)}, "different lengths"),
+])
+def test_refuses_what_does_not_fit(change, message):
+    detections = {"image_id": 7, "boxes": np.zeros((1, 4)), "scores": [0.5], "labels": [0], "category_ids": (1, 2)}
+    with pytest.raises(ValueError, match=message):
+        detection_rows(**detections | change)
+
+
+def test_file_is_sorted_by_image_then_score_and_loads_in_pycocotools(tmp_path):
+    rows = [{"image_id": i, "category_id": 1, "bbox": [1.0, 2.0, 3.0, 4.0], "score": s}
+            for i, s in ((9, 0.1), (2, 0.3), (9, 0.8), (2, 0.7))]
+    path = tmp_path / "made" / "detections.json"
+    write_results(path, rows)
+    assert [(row["image_id"], row["score"]) for row in json.loads(path.read_text())] == [
+        (2, 0.7), (2, 0.3), (9, 0.8), (9, 0.1)]
+
+    truth = COCO()
+    truth.dataset = {"images": [{"id": 2}, {"id": 9}], "categories": [{"id": 1}], "annotations": []}
+    truth.createIndex()
+    assert len(truth.loadRes(str(path)).anns) == 4
+    assert [file.name for file in path.parent.iterdir()] == ["detections.json"]    # no partial file is left
+
+
+def test_no_results_are_an_empty_list(tmp_path):
+    write_results(tmp_path / "detections.json", [])
+    assert json.loads((tmp_path / "detections.json").read_text()) == []
+
+
+def test_a_failed_write_keeps_the_former_file(tmp_path):
+    path = tmp_path / "protocol.json"
+    write_protocol(path, PROTOCOL)
+    with pytest.raises(ValueError):
+        write_protocol(path, PROTOCOL | {"AP": float("nan")})
+    assert json.loads(path.read_text()) == PROTOCOL
+
+
+def test_protocol_takes_arrays_and_paths(tmp_path):
+    path = tmp_path / "protocol.json"
+    write_protocol(path, PROTOCOL | {"AP": np.float32(0.5), "sizes": np.int32([800, 1333]), "checkpoint": tmp_path})
+    found = json.loads(path.read_text())
+    assert (found["AP"], found["sizes"], found["checkpoint"]) == (0.5, [800, 1333], str(tmp_path))
+
+
+def test_protocol_names_what_is_missing(tmp_path):
+    with pytest.raises(ValueError, match=r"missing keys \['prompt', 'metric'\]"):
+        write_protocol(tmp_path / "p.json", {k: v for k, v in PROTOCOL.items() if k not in ("prompt", "metric")})
