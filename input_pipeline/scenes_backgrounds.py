@@ -37,7 +37,7 @@ def render_background(rng: np.random.Generator, canvas: tuple[int, int]) -> tupl
     Args:
       rng: source of every choice.
       canvas: (H, W) pixels.
-    Returns: (float32 [H, W, 3] RGB in 0 to 1, name of the kind).
+    Returns: (float32 [3, H, W] RGB in 0 to 1, name of the kind).
     """
     kind = KINDS[rng.integers(len(KINDS))]
     tile = _tile(kind)
@@ -47,46 +47,46 @@ def render_background(rng: np.random.Generator, canvas: tuple[int, int]) -> tupl
     field = tile.take(rows, axis=0).take(columns, axis=1)  # [H, W]
     # A slow ramp of light over the picture; for the plain gradient it is the whole picture.
     angle, strength = rng.uniform(0, 2 * np.pi), 1.0 if kind == "gradient" else rng.uniform(0.0, 0.5)
-    y, x = np.linspace(-0.5, 0.5, canvas[0], dtype=np.float32), np.linspace(-0.5, 0.5, canvas[1], dtype=np.float32)
+    y, x = (np.linspace(-0.5, 0.5, side, dtype=np.float32) for side in canvas)
     ramp = np.float32(np.sin(angle)) * y[:, None] + np.float32(np.cos(angle)) * x
     field += np.float32(strength) * ramp
     dark, light = _tint(rng, kind)
-    return dark + field[..., None] * (light - dark), kind
+    return dark + field * (light - dark), kind
 
 
 def _tint(rng, kind):
-    """Darkest and lightest colour, float32 [3] each, jittered."""
+    """Darkest and lightest colour, float32 [3, 1, 1] each, jittered."""
     if kind in _TINTS:
-        pair = np.array(_TINTS[kind], np.float32) / 255
-        return tuple(pair * rng.uniform(0.92, 1.06) + rng.uniform(-0.02, 0.02, 3).astype(np.float32))
-    # Two greyish colours of nearby hue: saturation stays low because objects are saturated.
-    hue, middle, spread = rng.uniform(0, 1), rng.uniform(0.35, 0.85), rng.uniform(0.06, 0.16)
-    phase = 2 * np.pi * (hue + np.array([[0], [rng.uniform(-0.15, 0.15)]]) + np.array([0, 1 / 3, 2 / 3]))
-    chroma = rng.uniform(0.02, 0.13) * np.cos(phase)  # [2, 3]
-    return tuple((np.array([[middle - spread], [middle + spread]]) + chroma).astype(np.float32))
+        pair = np.array(_TINTS[kind]) / 255 * rng.uniform(0.92, 1.06) + rng.uniform(-0.02, 0.02, 3)
+    else:
+        # Two greyish colours of nearby hue: saturation stays low because objects are saturated.
+        hue, middle, spread = rng.uniform(0, 1), rng.uniform(0.35, 0.85), rng.uniform(0.06, 0.16)
+        phase = 2 * np.pi * (hue + np.array([[0], [rng.uniform(-0.15, 0.15)]]) + np.array([0, 1 / 3, 2 / 3]))
+        pair = np.array([[middle - spread], [middle + spread]]) + rng.uniform(0.02, 0.13) * np.cos(phase)
+    return pair.astype(np.float32)[..., None, None]
 
 
 @functools.cache
 def _tile(kind):
     """Periodic float32 [TILE, TILE] of values around 0 to 1."""
     if kind == "gradient":
-        return np.full((TILE, TILE), 0.5, np.float32) + 0.02 * _noise(1, lambda fy, fx: 1.0)
+        return np.full((TILE, TILE), 0.5, np.float32) + 0.02 * _noise(1, _flat)
     if kind == "mist":
         return 0.5 + 0.25 * _noise(2, lambda fy, fx: (fy**2 + fx**2 + 9) ** -1.4)
     if kind == "grain":
-        return 0.5 + 0.16 * _noise(3, lambda fy, fx: 1.0) + 0.1 * _noise(4, _band(6))
+        return 0.5 + 0.16 * _noise(3, _flat) + 0.1 * _noise(4, _band(6))
     if kind == "sky":
         return np.clip(0.45 + 0.3 * _noise(5, lambda fy, fx: (4 * fy**2 + fx**2 + 16) ** -1.25), 0, 1)
     if kind == "paper":
-        return 0.6 + 0.1 * _noise(6, _band(60)) + 0.07 * _noise(7, lambda fy, fx: 1.0)
+        return 0.6 + 0.1 * _noise(6, _band(60)) + 0.07 * _noise(7, _flat)
     if kind == "sand":
         ripple = _noise(8, lambda fy, fx: np.exp(-((fy - 22) / 6) ** 2 - (fx / 8) ** 2))
-        return 0.5 + 0.18 * ripple + 0.12 * _noise(9, lambda fy, fx: 1.0)
+        return 0.5 + 0.18 * ripple + 0.12 * _noise(9, _flat)
     if kind == "stone":
-        return 0.5 + 0.16 * _noise(10, _band(12)) + 0.12 * _noise(11, _band(70)) + 0.05 * _noise(12, lambda fy, fx: 1.0)
+        return 0.5 + 0.16 * _noise(10, _band(12)) + 0.12 * _noise(11, _band(70)) + 0.05 * _noise(12, _flat)
     if kind == "grass":
         blades = _noise(13, lambda fy, fx: np.exp(-((fx - 75) / 35) ** 2 - (fy / 26) ** 2))
-        return 0.5 + 0.2 * blades + 0.12 * _noise(14, _band(10)) + 0.05 * _noise(15, lambda fy, fx: 1.0)
+        return 0.5 + 0.2 * blades + 0.12 * _noise(14, _band(10)) + 0.05 * _noise(15, _flat)
     if kind == "wood":
         bend = _noise(16, lambda fy, fx: np.exp(-((fy / 5) ** 2) - (fx / 1.6) ** 2))
         lines = np.sin(2 * np.pi * (14 * np.arange(TILE, dtype=np.float32)[:, None] / TILE + 0.8 * bend))
@@ -104,8 +104,13 @@ def _tile(kind):
     if kind == "weave":
         over = ((at[:, None] // 8 + at // 8) % 2).astype(np.float32)
         rise = np.sin(np.pi * (at % 8 + 0.5) / 8).astype(np.float32)
-        return 0.2 + 0.6 * (over * rise[:, None] + (1 - over) * rise) + 0.05 * _noise(21, lambda fy, fx: 1.0)
+        return 0.2 + 0.6 * (over * rise[:, None] + (1 - over) * rise) + 0.05 * _noise(21, _flat)
     raise ValueError(f"background {kind!r}: expected one of {KINDS}")
+
+
+def _flat(fy, fx):
+    """Spectrum of white noise."""
+    return 1.0
 
 
 def _band(centre):

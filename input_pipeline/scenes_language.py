@@ -4,22 +4,24 @@ A phrase names *all* things it fits: "a red star" is used only where there is ex
 "two striped circles" names exactly the striped circles. So no unnamed object is a wrong negative.
 """
 import dataclasses
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 SIZES = ("small", "medium", "large")
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+           "twelve")
 _PLURALS = {"leaf": "leaves", "wolf": "wolves", "knife": "knives", "mouse": "mice", "goose": "geese",
-            "sheep": "sheep", "fish": "fish", "tooth": "teeth", "foot": "feet", "deer": "deer", "bison": "bison"}
+            "sheep": "sheep", "fish": "fish", "deer": "deer", "bison": "bison", "squid": "squid"}
+_ATTRIBUTES = ("noun", "size", "colour", "texture")
+_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
     """What words can say of one object. `colour` and `texture` are None where the world has none."""
     noun: str
-    size: str
+    size: str = "medium"
     colour: str | None = None
     texture: str | None = None
 
@@ -40,7 +42,7 @@ class Phrase:
 
     def fits(self, thing: Thing) -> bool:
         """True if every attribute mentioned is the thing's."""
-        return all(getattr(self, key) in (None, getattr(thing, key)) for key in ("noun", "size", "colour", "texture"))
+        return all(getattr(self, key) in (None, getattr(thing, key)) for key in _ATTRIBUTES)
 
     def words(self, plural: bool = False) -> str:
         """The phrase without article or number, such as "small red stars"."""
@@ -117,10 +119,13 @@ def make_caption(rng, things: Sequence[Thing], boxes, generic="object", ending=N
             if index not in named and named.isdisjoint(group):
                 chosen.append((phrase, group))
                 named.update(group)
+    listing = rng.random() < 0.3
     text, spans = str(rng.choice(["", "", "", "a picture of ", "here we see "])), {}
     for place, (phrase, group) in enumerate(chosen):
-        if place:
-            text += _link(rng, boxes[chosen[place - 1][1]], boxes[group], place, len(chosen))
+        if place and listing:
+            text += " and " if place == len(chosen) - 1 else ", "
+        elif place:
+            text += _link(rng, boxes[chosen[place - 1][1]], boxes[group]) if place % 2 else ". "
         begin = len(text)
         text += phrase.counted(len(group))
         spans.update(dict.fromkeys(group, (begin, len(text))))
@@ -132,18 +137,17 @@ def _full_phrase(thing, generic):
                   None if thing.texture == "plain" else thing.texture, generic)
 
 
-def _link(rng, before, after, place, total):
-    """What stands between two phrases; a relation only after an odd number of phrases, so that it is clear whose."""
-    found = relations(before, after) if place % 2 else []
-    if found and rng.random() < 0.75:
-        return f" {found[rng.integers(len(found))]} "
-    return " and " if place == total - 1 else ", "
+def _link(rng, before, after):
+    """What joins the two phrases of a sentence. With two to a sentence it is clear whose a relation is."""
+    found = relations(before, after)
+    return f" {_pick(rng, found)} " if found and rng.random() < 0.75 else " and "
 
 
-def make_questions(rng, things: Sequence[Thing], boxes, names: Sequence[Thing], generic="object") -> list[dict]:
-    """Questions with one-word answers: a count, an existence, a colour and a relation, where the picture allows.
+def make_questions(rng, things: Sequence[Thing], boxes, names: Sequence[Thing], generic="object"):
+    """A count, an existence, a colour and a relation, each where the picture has a clear one.
 
     Args:
+      things, boxes, generic: as for `make_caption`.
       names: things of the vocabulary that questions about absent things may mention.
     Returns: list of {"question", "answer"}; answers are digits, "yes", "no" or a colour word.
     """
@@ -153,21 +157,20 @@ def make_questions(rng, things: Sequence[Thing], boxes, names: Sequence[Thing], 
     made.append((f"how many {asked.words(plural=True)} are there?", str(sum(map(asked.fits, things)))))
     asked = absent if absent and rng.random() < 0.5 else random_phrase(rng, _pick(rng, things), generic)
     made.append((f"is there {asked.counted(1)}?", "no" if asked is absent else "yes"))
-    unique = [(thing, box, phrase) for thing, box in zip(things, boxes)
-              if sum(map((phrase := _full_phrase(thing, generic)).fits, things)) == 1]
+    phrases = [_full_phrase(thing, generic) for thing in things]
+    unique = [i for i, phrase in enumerate(phrases) if sum(map(phrase.fits, things)) == 1]
     if unique:
-        thing = unique[rng.integers(len(unique))][0]
-        asked = dataclasses.replace(_full_phrase(thing, generic), colour=None)
-        if thing.colour and sum(map(asked.fits, things)) == 1:
-            made.append((f"what color is the {asked.words()}?", thing.colour))
-    pairs = [(one, other, found) for one, other in itertools.permutations(unique, 2)
-             if (found := relations(one[1], other[1]))]
-    if pairs:
-        (_, _, one), (_, _, other), found = pairs[rng.integers(len(pairs))]
-        relation, true = found[rng.integers(len(found))], rng.random() < 0.5
-        opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-        asked = relation if true else opposite[relation]
-        made.append((f"is the {one.words()} {asked} the {other.words()}?", "yes" if true else "no"))
+        index = _pick(rng, unique)
+        asked = dataclasses.replace(phrases[index], colour=None)
+        if things[index].colour and sum(map(asked.fits, things)) == 1:
+            made.append((f"what color is the {asked.words()}?", things[index].colour))
+    if len(unique) > 1:
+        one, other = rng.choice(unique, 2, replace=False)
+        if found := relations(boxes[one], boxes[other]):
+            relation, answer = _pick(rng, found), "yes"
+            if rng.random() < 0.5:
+                relation, answer = _OPPOSITE[relation], "no"
+            made.append((f"is the {phrases[one].words()} {relation} the {phrases[other].words()}?", answer))
     return [{"question": question, "answer": answer} for question, answer in made]
 
 

@@ -1,7 +1,8 @@
 """Draws objects onto a canvas and keeps track of which object each pixel shows. Knows nothing of words.
 
 Shapes are tables of signed distance, computed once per process and looked up over the small window of each
-object: the distance gives smooth edges, rims and soft shadows for the price of one interpolation. H W are
+object: the distance gives smooth edges, rims and soft shadows for the price of one interpolation. Float
+arrays hold colours first ([3, H, W]): NumPy runs long rows several times faster than rows of three. H W are
 canvas pixels, h w those of a window.
 """
 import dataclasses
@@ -11,6 +12,7 @@ import numpy as np
 
 _TABLE = 129      # Side of a distance table.
 _REACH = 2.0      # A table covers −2 to 2; the shape itself spans −1 to 1 along its longer side.
+_GRAIN = 1 << 17  # Values of sensor noise kept; larger canvases repeat them.
 
 # RGB of the colour words, 0 to 255.
 PALETTE = {
@@ -33,7 +35,7 @@ class Cutout:
     """An object before it has a place.
 
     Attributes:
-      rgb: float32 [h, w, 3], 0 to 1.
+      rgb: float32 [3, h, w], 0 to 1.
       alpha: float32 [h, w], coverage of each pixel.
       shadow: float32 [h, w], how much of the light the object takes from what lies below.
     """
@@ -46,13 +48,13 @@ class Canvas:
     """A picture being painted from the back to the front.
 
     Attributes:
-      pixels: float32 [H, W, 3], 0 to 1.
+      pixels: float32 [3, H, W], 0 to 1.
       owner: int16 [H, W], number of the object that a pixel shows, −1 for the background.
     """
 
     def __init__(self, background):
         self.pixels = background
-        self.owner = np.full(background.shape[:2], -1, np.int16)
+        self.owner = np.full(background.shape[1:], -1, np.int16)
         self._areas = np.zeros(0, np.int64)  # pixels of each object when nothing covers it
         self._visible = np.zeros(0, np.int64)
 
@@ -74,7 +76,7 @@ class Canvas:
             region = self.owner[top:top + height, left:left + width]
             hidden = np.bincount(region[solid] + 1, minlength=len(self._areas) + 1)[1:]
             left_over = self._visible - hidden
-            if (left_over >= min_visible * self._areas).all():
+            if not (left_over < min_visible * self._areas).any():
                 region[solid] = len(self._areas)
                 self._areas = np.append(self._areas, np.count_nonzero(solid))
                 self._visible = np.append(left_over, self._areas[-1])
@@ -87,10 +89,10 @@ class Canvas:
         height, width = cutout.alpha.shape
         y0, x0 = max(top, 0), max(left, 0)
         y1, x1 = min(top + height, self.owner.shape[0]), min(left + width, self.owner.shape[1])
-        window = np.s_[y0 - top:y1 - top, x0 - left:x1 - left]
-        below, alpha = self.pixels[y0:y1, x0:x1], cutout.alpha[window][..., None]
-        below *= 1 - cutout.shadow[window][..., None]
-        below += alpha * (cutout.rgb[window] - below)
+        window = np.s_[..., y0 - top:y1 - top, x0 - left:x1 - left]
+        below = self.pixels[:, y0:y1, x0:x1]
+        below *= 1 - cutout.shadow[window]
+        below += cutout.alpha[window] * (cutout.rgb[window] - below)
 
     def masks(self) -> np.ndarray:
         """Visible pixels of each object, bool [n, H, W]."""
@@ -98,18 +100,16 @@ class Canvas:
 
     def image(self, rng: np.random.Generator) -> np.ndarray:
         """The finished picture with a trace of sensor noise, uint8 [H, W, 3]."""
-        noise = rng.integers(0, 1 << 16, dtype=np.uint16)
-        grain = _sensor_noise()[noise % 4096:][:self.owner.size]
-        if len(grain) < self.owner.size:
-            grain = np.resize(grain, self.owner.size)
         image = self.pixels * 255
-        image += grain.reshape(*self.owner.shape, 1)
-        return np.clip(image, 0, 255, out=image).astype(np.uint8)
+        grain = np.arange(self.owner.size) + rng.integers(_GRAIN)
+        image += _sensor_noise().take(grain, mode="wrap").reshape(self.owner.shape)
+        return np.ascontiguousarray(np.moveaxis(np.clip(image, 0, 255, out=image).astype(np.uint8), 0, -1))
 
 
 @functools.cache
 def _sensor_noise():
-    return 0.5 + np.random.Generator(np.random.Philox(99)).normal(0, 2, 1 << 17).astype(np.float32)
+    """Noise in steps of 1/255, float32 [_GRAIN]; its mean of a half makes the cut to uint8 a rounding."""
+    return 0.5 + np.random.Generator(np.random.Philox(99)).normal(0, 2, _GRAIN).astype(np.float32)
 
 
 def boxes_of(masks: np.ndarray) -> np.ndarray:
@@ -147,25 +147,26 @@ def draw_shape(rng, shape: str, colour: str, texture: str, diameter: float, ligh
     base, second, rim = _paints(rng, colour)
     alpha = np.clip(0.5 - distance, 0, 1)
     pattern = _pattern(rng, texture, u, v, radius)
-    rgb = base + pattern[..., None] * (second - base) if pattern is not None else np.broadcast_to(base, (*u.shape, 3))
+    rgb = base if pattern is None else base + pattern * (second - base)  # [3, 1, 1] or [3, h, w]
     # Light falls off across the object and towards its rim; a darker (on black: lighter) line closes it.
     lit_x, lit_y = np.float32(np.cos(light)), np.float32(np.sin(light))
     towards = (lit_x / radius * x + (lit_y / radius * y)[:, None]).astype(np.float32)
     shade = 1 + np.float32(rng.uniform(0.06, 0.16)) * towards
     bevel = np.clip(1 + distance / np.float32(0.3 * radius), 0, 1)
     shade -= np.float32(rng.uniform(0.05, 0.28)) * bevel * bevel
-    rgb = rgb * shade[..., None]
+    rgb = rgb * shade  # [3, h, w]
     line = np.clip(distance + np.float32(rng.uniform(0.2, 1.0) * (0.5 + 0.045 * radius) + 0.5), 0, 1)
-    rgb += line[..., None] * (rim - rgb)
+    rgb += line * (rim - rgb)
     down, right = (round(-drop * float(part)) for part in (lit_y, lit_x))
     shadow = np.clip(0.5 - np.roll(distance, (down, right), (0, 1)) / np.float32(blur), 0, 1)
     return Cutout(rgb, alpha, shadow * np.float32(rng.uniform(0.2, 0.45)))
 
 
 def _paints(rng, colour):
-    """Base, pattern and rim colour, float32 [3] each."""
-    base = np.array(PALETTE[colour], np.float32) / 255
-    base = np.clip(base * rng.uniform(0.93, 1.05) + rng.uniform(-0.025, 0.025, 3), 0, 1).astype(np.float32)
+    """Base, pattern and rim colour, float32 [3, 1, 1] each."""
+    base = np.array(PALETTE[colour], np.float32)[:, None, None] / 255
+    base = base * rng.uniform(0.93, 1.05) + rng.uniform(-0.025, 0.025, (3, 1, 1))
+    base = np.clip(base, 0, 1).astype(np.float32)
     # The pattern is another shade of the same colour, so the colour word stays true.
     towards, amount = {"black": (1.0, 0.36), "white": (0.0, 0.3), "yellow": (0.0, 0.3)}.get(
         colour, (1.0, 0.55) if rng.random() < 0.6 else (0.0, 0.45))
@@ -277,12 +278,13 @@ SHAPES = {
     "square": _rounded(_polygon((-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)), 0.08),
     "triangle": _rounded(_polygon((0, -0.85), (0.85, 0.7), (-0.85, 0.7)), 0.06),
     "star": _rounded(_star(5, 0.46), 0.05),
-    "heart": _curve(lambda t: np.sin(t) ** 3, lambda t: -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t)) / 16),
+    "heart": _curve(lambda t: np.sin(t) ** 3,
+                    lambda t: -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t)) / 16),
     "moon": _minus(_disc(0, 0, 0.9), _disc(0.5, -0.1, 0.72)),
     "cross": _union(_rounded(_polygon((-0.25, -0.9), (0.25, -0.9), (0.25, 0.9), (-0.25, 0.9)), 0.05),
                     _rounded(_polygon((-0.9, -0.25), (0.9, -0.25), (0.9, 0.25), (-0.9, 0.25)), 0.05)),
-    "arrow": _rounded(_polygon((-0.9, -0.22), (0.05, -0.22), (0.05, -0.62), (0.9, 0), (0.05, 0.62), (0.05, 0.22),
-                               (-0.9, 0.22)), 0.04),
+    "arrow": _rounded(_polygon((-0.9, -0.22), (0.05, -0.22), (0.05, -0.62), (0.9, 0), (0.05, 0.62),
+                               (0.05, 0.22), (-0.9, 0.22)), 0.04),
     "ring": _minus(_disc(0, 0, 0.9), _disc(0, 0, 0.5)),
     "diamond": _rounded(_polygon((0, -0.95), (0.58, 0), (0, 0.95), (-0.58, 0)), 0.03),
     "leaf": _union(_curve(lambda t: 0.5 * np.sin(t) * np.sin(t / 2), lambda t: 0.15 - 0.8 * np.cos(t)),
@@ -290,13 +292,14 @@ SHAPES = {
     "drop": _curve(lambda t: 0.8 * np.sin(t) * np.sin(t / 2) ** 1.5, lambda t: -0.95 * np.cos(t)),
     "flower": _union(*(_disc(0.52 * np.sin(a), -0.52 * np.cos(a), 0.36) for a in np.arange(6) * np.pi / 3),
                      _disc(0, 0, 0.4)),
-    "cloud": _union(_disc(-0.5, 0.2, 0.36), _disc(0.5, 0.2, 0.36), _disc(-0.12, -0.1, 0.46), _disc(0.3, -0.02, 0.34),
-                    _polygon((-0.5, 0), (0.5, 0), (0.5, 0.56), (-0.5, 0.56))),
-    "house": _rounded(_polygon((0, -0.9), (0.9, -0.1), (0.62, -0.1), (0.62, 0.8), (-0.62, 0.8), (-0.62, -0.1),
-                               (-0.9, -0.1)), 0.05),
-    "crown": _rounded(_polygon((-0.85, -0.55), (-0.4, 0.0), (0, -0.75), (0.4, 0.0), (0.85, -0.55), (0.7, 0.65),
-                               (-0.7, 0.65)), 0.06),
+    "cloud": _union(_disc(-0.5, 0.2, 0.36), _disc(0.5, 0.2, 0.36), _disc(-0.12, -0.1, 0.46),
+                    _disc(0.3, -0.02, 0.34), _polygon((-0.5, 0), (0.5, 0), (0.5, 0.56), (-0.5, 0.56))),
+    "house": _rounded(_polygon((0, -0.9), (0.9, -0.1), (0.62, -0.1), (0.62, 0.8), (-0.62, 0.8),
+                               (-0.62, -0.1), (-0.9, -0.1)), 0.05),
+    "crown": _rounded(_polygon((-0.85, -0.55), (-0.4, 0.0), (0, -0.75), (0.4, 0.0), (0.85, -0.55),
+                               (0.7, 0.65), (-0.7, 0.65)), 0.06),
 }
-# Degrees an object may lean to either side; 25 for shapes not listed. Limits keep a square from being a diamond.
+# Degrees an object may lean to either side; 25 for shapes not listed. Limits keep a square from looking like
+# a diamond and a cross like an x.
 MAX_TURN = {"circle": 180, "ring": 180, "star": 36, "arrow": 180, "leaf": 180, "flower": 30, "square": 18,
             "diamond": 18, "house": 12, "cloud": 12, "crown": 18, "cross": 20}
