@@ -1,7 +1,7 @@
 """Images and their boxes: decode, resize, flip, pad. Pixels, boxes and masks move together.
 
-Images are uint8 [h, w, 3] RGB. Boxes are float32 [n, 4] `xyxy` in pixels with inclusive corners: the box of a single
-pixel has x2 = x1, a width is x2 − x1 + 1. Sizes are (height, width).
+Images are uint8 [h, w, 3] RGB. Boxes are float32 [n, 4] `xyxy` in pixels with inclusive corners: the box of a
+single pixel has x2 = x1, a width is x2 − x1 + 1. Sizes are (height, width).
 """
 import io
 import os
@@ -12,14 +12,13 @@ from PIL import Image, ImageOps
 
 # What Pillow raises on broken files, besides OSError.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-_ORIENTATION = 0x0112                # EXIF tag
 
 
 def decode(file: str | os.PathLike | bytes, *, name: str | None = None, upright: bool = True) -> np.ndarray:
     """Reads an image of any common kind as RGB.
 
-    Grey, palette, CMYK and 16-bit grey images become RGB; transparent pixels are laid over white (Differs from GLIP,
-    which shows whatever colour hides below them).
+    Grey, palette, CMYK and 16-bit grey images become RGB; transparent pixels are laid over white (Differs
+    from GLIP, which shows whatever colour hides below them).
 
     Args:
       file: path, or the bytes of a file.
@@ -37,20 +36,6 @@ def decode(file: str | os.PathLike | bytes, *, name: str | None = None, upright:
             return np.asarray(_to_rgb(image))
     except _BROKEN as error:
         raise ValueError(f"{name}: cannot read the image: {error}") from error
-
-
-def file_sizes(file: str | os.PathLike | bytes, *, name: str | None = None) -> tuple[tuple[int, int], tuple[int, int]]:
-    """((height, width) upright, (height, width) as stored): they differ where EXIF asks for a quarter turn.
-
-    Reads the header alone. Raises: ValueError naming the file.
-    """
-    try:
-        with _open(file) as image:
-            stored = (image.height, image.width)
-            quarter_turn = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
-    except _BROKEN as error:
-        raise ValueError(f"{name or _name(file)}: cannot read the image: {error}") from error
-    return (stored[::-1] if quarter_turn else stored), stored
 
 
 def _name(file):
@@ -75,7 +60,8 @@ def _to_rgb(image):
 def boxes_from_xywh(boxes: np.ndarray) -> np.ndarray:
     """float32 `xyxy` [n, 4] with inclusive corners (x2 = x1 + w − 1) from `xywh` [n, 4]."""
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + np.maximum(boxes[:, 2:] - 1, 0)], axis=1).astype(np.float32)
+    corners = boxes[:, :2] + np.maximum(boxes[:, 2:] - 1, 0)
+    return np.concatenate([boxes[:, :2], corners], axis=1).astype(np.float32)
 
 
 def clip_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -84,10 +70,12 @@ def clip_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np
     Args:
       boxes: [n, 4].
       size: (height, width).
-    Returns: clipped boxes [n, 4], and bool [n], False on boxes no wider or no higher than one pixel, to be dropped.
+    Returns: clipped boxes [n, 4], and bool [n], False on boxes no wider or no higher than one pixel, to be
+      dropped.
     """
     height, width = size
-    boxes = np.asarray(boxes, np.float32).reshape(-1, 4).clip(0, np.array([width, height] * 2, np.float32) - 1)
+    last = np.array([width, height] * 2, np.float32) - 1
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4).clip(0, last)
     return boxes, (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
 
 
@@ -95,9 +83,9 @@ def resized_size(size: tuple[int, int], short_side: int, max_size: int,
                  canvas: tuple[int, int] | None = None) -> tuple[int, int]:
     """(height, width) after the resize rule of the reference.
 
-    The short side becomes `short_side`, less where the long side would pass `max_size`. Rounding may leave the long
-    side up to long/(2·short) pixels above `max_size`. An image that would pass the canvas shrinks further, keeping its
-    proportions (the reference has no canvas: it pads to the largest image of the batch).
+    The short side becomes `short_side`, less where the long side would pass `max_size`. Rounding may leave
+    the long side up to long/(2·short) pixels above `max_size`. An image that would pass the canvas shrinks
+    further, keeping its proportions (the reference has no canvas: it pads to the largest image of the batch).
 
     Source: GLIP `transforms.Resize.get_size`.
     """
@@ -112,7 +100,8 @@ def resized_size(size: tuple[int, int], short_side: int, max_size: int,
             height, width = short_side, int(short_side * width / height)
     if canvas is not None and (height > canvas[0] or width > canvas[1]):
         factor = min(canvas[0] / height, canvas[1] / width)
-        height, width = (max(1, min(limit, int(side * factor))) for side, limit in zip((height, width), canvas))
+        height = max(1, min(canvas[0], int(height * factor)))
+        width = max(1, min(canvas[1], int(width * factor)))
     return height, width
 
 
@@ -143,10 +132,11 @@ def flip(image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pad(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
-    """Zeros below and to the right. The device blanks this region again *after* normalisation, as the reference."""
+    """Zeros below and to the right. The device blanks this part again after normalisation, as GLIP does."""
     height, width = image.shape[:2]
     if height > canvas[0] or width > canvas[1]:
-        raise ValueError(f"image: found {height}x{width} pixels, expected at most the canvas {canvas[0]}x{canvas[1]}")
+        raise ValueError(f"image: found {height}x{width} pixels, expected at most the canvas of "
+                         f"{canvas[0]}x{canvas[1]}")
     padded = np.zeros((*canvas, 3), np.uint8)
     padded[:height, :width] = image
     return padded

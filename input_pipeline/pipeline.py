@@ -1,7 +1,9 @@
-"""Sources to batches: order, read, augment, write the prompt, pad, batch, prefetch. The only room that imports TensorFlow.
+"""Sources to batches: order, read, augment, write the prompt, pad, batch, prefetch.
 
-Everything random about the example at position p comes from (seed, p), and step k holds positions k·B to k·B + B − 1.
-So a run resumes at any step, on any number of hosts, with the batches of an unbroken run.
+The only file of the package that imports TensorFlow, and only when batches are read.
+
+Everything random about the example at position p comes from (seed, p), and step k holds positions k·B to k·B
++ B − 1. So a run resumes at any step, on any number of hosts, with the batches of an unbroken run.
 """
 import contextlib
 import functools
@@ -20,15 +22,16 @@ _FOREVER = np.iinfo(np.int64).max
 
 
 def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, start_step: int, batch_size: int,
-                  canvas: tuple[int, int], short_sides: Sequence[int], max_size: int, max_tokens: int, max_boxes: int,
-                  num_negatives: int | None, flip_probability: float, class_table: ClassTable, tokenizer: Tokenizer,
-                  process_index: int = 0, process_count: int = 1, full_probability: float = 0.5,
-                  separator: str = prompts.SEPARATOR, mlm_on_detection: bool = False, mask_size: int | None = None,
+                  canvas: tuple[int, int], short_sides: Sequence[int], max_size: int, max_tokens: int,
+                  max_boxes: int, num_negatives: int | None, flip_probability: float, class_table: ClassTable,
+                  tokenizer: Tokenizer, process_index: int = 0, process_count: int = 1,
+                  full_probability: float = 0.5, separator: str = prompts.SEPARATOR,
+                  mlm_on_detection: bool = False, mask_size: int | None = None,
                   parallel_reads: int = 8) -> Iterator[dict]:
     """Endless training batches of this host, from `start_step` on.
 
-    Crowd boxes and boxes no wider or higher than a pixel are dropped. An image left without boxes stays, with an
-    empty `box_mask`. Of more than `max_boxes` boxes a random `max_boxes` are kept.
+    Crowd boxes and boxes no wider or higher than a pixel are dropped. An image left without boxes stays, with
+    an empty `box_mask`. Of more than `max_boxes` boxes a random `max_boxes` are kept.
 
     Args:
       sources, weights: what to mix, and the share of each in the stream, in any unit.
@@ -37,17 +40,18 @@ def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, sta
       canvas: (H, W) pixels of every image; an image too large for it after the resize shrinks to fit.
       short_sides: candidates for the short side in pixels, one drawn for each image.
       max_size: limit of the long side in pixels.
-      num_negatives: absent classes drawn into a prompt at most. None writes *all* classes in the order of the source
-        (fine-tuning on a short class list), and then their prompt has to fit.
+      num_negatives: absent classes drawn into a prompt at most. None writes *all* classes in the order of the
+        source (fine-tuning on a short class list), and then their prompt has to fit.
       class_table: global class ids.
-      process_index, process_count: this host among the hosts; host i gets rows i·B/count to (i + 1)·B/count − 1.
+      process_index, process_count: this host among the hosts; host i gets the i-th slice of B/count rows.
       full_probability: how often exactly `num_negatives` are drawn, instead of 1 to `num_negatives`.
-      mlm_on_detection: let masked language modelling score the names of present classes; by default class lists are
-        never masked.
+      mlm_on_detection: let masked language modelling score the names of present classes; by default class
+        lists are never masked.
       mask_size: adds `masks`, bool [B, G, mask_size, mask_size]: each instance inside its box.
       parallel_reads: examples read at a time.
     Yields: dicts of `schema.batch_spec(batch_size / process_count, canvas, max_tokens, max_boxes)`.
-    Raises: ValueError on settings that cannot work, and while iterating for a record that cannot be read, naming it.
+    Raises: ValueError on settings that cannot work, and while iterating for a record that cannot be read,
+      naming it.
     """
     rows = _rows_per_host(batch_size, process_index, process_count)
     _check_at_least(max_tokens=(max_tokens, 2), max_boxes=(max_boxes, 1), max_size=(max_size, 1),
@@ -56,7 +60,7 @@ def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, sta
     class_ids = [class_table.ids(source.class_names) for source in sources]
     if num_negatives is None:
         for source in sources:
-            _all_classes(source, tokenizer, max_tokens, separator)        # fails now where a prompt does not fit
+            _all_classes(source, tokenizer, max_tokens, separator)   # a prompt that does not fit fails now
 
     def text_of(record, names, ids, rng):
         if "caption" in record:
@@ -65,8 +69,8 @@ def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, sta
             names, record["classes"], tokenizer, rng, max_tokens=max_tokens, num_negatives=num_negatives,
             full_probability=full_probability, separator=separator)
         caption, spans = prompts.detection_prompt([names[c] for c in classes], separator)
-        return _class_text(record, tokenizer.encode(caption, max_tokens), prompts.class_spans(names, classes, spans), ids,
-                           mlm_on_detection)
+        spans = prompts.class_spans(names, classes, spans)
+        return _class_text(record, tokenizer.encode(caption, max_tokens), spans, ids, mlm_on_detection)
 
     def read(counter):
         step, row = divmod(counter, rows)
@@ -78,7 +82,8 @@ def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, sta
             text, kept = text_of(record, source.class_names, class_ids[place.source], rng)
             if len(kept) > max_boxes:
                 kept = np.sort(rng.choice(kept, max_boxes, replace=False))
-            size = image_ops.resized_size(record["image"].shape[:2], int(rng.choice(short_sides)), max_size, canvas)
+            short_side = int(rng.choice(short_sides))
+            size = image_ops.resized_size(record["image"].shape[:2], short_side, max_size, canvas)
             example = _assemble(record, text, kept, size, canvas, max_boxes, mask_size,
                                 mirrored=rng.random() < flip_probability)
             return example | {"source": np.int32(place.source)}
@@ -87,24 +92,25 @@ def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, sta
     return _read_ahead(read, range(start_step * rows, _FOREVER), rows, spec, parallel_reads)
 
 
-def eval_batches(source, *, batch_size: int, canvases: Sequence[tuple[int, int]], short_side: int, max_size: int,
-                 max_tokens: int, max_boxes: int, tokenizer: Tokenizer, class_table: ClassTable | None = None,
-                 prompt: prompts.EvaluationPrompt | None = None, separator: str = prompts.SEPARATOR,
-                 mask_size: int | None = None, process_index: int = 0, process_count: int = 1,
-                 parallel_reads: int = 8) -> Iterator[dict]:
+def eval_batches(source, *, batch_size: int, canvases: Sequence[tuple[int, int]], short_side: int,
+                 max_size: int, max_tokens: int, max_boxes: int, tokenizer: Tokenizer,
+                 class_table: ClassTable | None = None, prompt: prompts.EvaluationPrompt | None = None,
+                 separator: str = prompts.SEPARATOR, mask_size: int | None = None, process_index: int = 0,
+                 process_count: int = 1, parallel_reads: int = 8) -> Iterator[dict]:
     """Every record of a source exactly once, without randomness; all hosts yield equally many batches.
 
-    Records come in order; with several canvases, in order within each canvas, the smaller canvas first. The last batch
-    of a canvas is filled with padding examples: example_id −1, every mask False, sizes and scales 1.
-    Detection records all carry one prompt. For a class list in several prompts, replace `token_ids` and `token_mask`
-    of each batch by those of each prompt: images need not be read again. Captions stay as they are.
+    Records come in order; with several canvases, in order within each canvas, the smaller canvas first. The
+    last batch of a canvas is filled with padding examples: example_id −1, every mask False, sizes and scale
+    1. Detection records all carry one prompt. For a class list in several prompts, replace `token_ids` and
+    `token_mask` of each batch by those of each prompt: images need not be read again. Captions stay as they
+    are.
 
     Args:
       batch_size: images of one batch over all hosts.
-      canvases: (H, W) choices; an image goes to the smallest that holds it, and shrinks to fit if none does. More than
-        one needs `source.image_size(index) -> (height, width)`, so that nothing is decoded to plan.
-      prompt: the prompt of detection records, one of `evaluation_prompts(source.class_names, ...)`; by default all
-        classes in one. Boxes of classes that it lacks have an empty positive map.
+      canvases: (H, W) choices; an image goes to the smallest that holds it, and shrinks to fit if none does.
+        More than one needs `source.image_size(index) -> (height, width)`, so that nothing is decoded to plan.
+      prompt: the prompt of detection records, one of `evaluation_prompts(source.class_names, ...)`; by
+        default all classes in one. Boxes of classes that it lacks have an empty positive map.
       class_table: for `box_class` and `token_class`; None leaves them NO_CLASS.
       The rest is as in `train_batches`. Of more than `max_boxes` boxes the first are kept.
     Yields: dicts of `schema.batch_spec` for this host.
@@ -115,6 +121,7 @@ def eval_batches(source, *, batch_size: int, canvases: Sequence[tuple[int, int]]
     class_ids = (np.full(len(source.class_names), NO_CLASS, np.int32) if class_table is None
                  else class_table.ids(source.class_names))
     prompt = prompt or _all_classes(source, tokenizer, max_tokens, separator)
+    spans = dict(zip(prompt.classes, prompt.spans)) if prompt else {}
 
     def read(canvas, indices, counter):
         batch, row = divmod(counter, rows)
@@ -124,15 +131,16 @@ def eval_batches(source, *, batch_size: int, canvases: Sequence[tuple[int, int]]
         with _naming(source, indices[position]):
             record = _usable_record(source, indices[position])
             text, kept = (_caption_text(record, tokenizer, max_tokens) if "caption" in record else
-                          _class_text(record, prompt.encoding, dict(zip(prompt.classes, prompt.spans)), class_ids))
+                          _class_text(record, prompt.encoding, spans, class_ids))
             text["mlm_eligible"] = np.full(max_tokens, MLM_NEVER, np.int8)
             size = image_ops.resized_size(record["image"].shape[:2], short_side, max_size, canvas)
-            example = _assemble(record, text, kept[:max_boxes], size, canvas, max_boxes, mask_size, mirrored=False)
+            example = _assemble(record, text, kept[:max_boxes], size, canvas, max_boxes, mask_size,
+                                mirrored=False)
             return example | {"source": np.int32(0)}
 
     return itertools.chain.from_iterable(
-        _read_ahead(functools.partial(read, canvas, indices), range(-(-len(indices) // batch_size) * rows), rows,
-                    _example_spec(canvas, max_tokens, max_boxes, mask_size), parallel_reads)
+        _read_ahead(functools.partial(read, canvas, indices), range(-(-len(indices) // batch_size) * rows),
+                    rows, _example_spec(canvas, max_tokens, max_boxes, mask_size), parallel_reads)
         for canvas, indices in _plan(source, canvases, short_side, max_size))
 
 
@@ -140,7 +148,8 @@ def eval_batches(source, *, batch_size: int, canvases: Sequence[tuple[int, int]]
 
 def _rows_per_host(batch_size, process_index, process_count):
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(f"batch_size: found {batch_size}, expected a positive multiple of the {process_count} hosts")
+        raise ValueError(f"batch_size: found {batch_size}, expected a positive multiple of the "
+                         f"{process_count} hosts")
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index: found {process_index}, expected 0 to {process_count - 1}")
     return batch_size // process_count
@@ -167,17 +176,19 @@ def _plan(source, canvases, short_side, max_size):
     if len(canvases) == 1:
         return [(canvases[0], range(len(source)))]
     if not hasattr(source, "image_size"):
-        raise ValueError(f"source {source.name!r}: found {len(canvases)} canvases but no method image_size(index), "
-                         f"expected that method or a single canvas")
+        raise ValueError(f"source {source.name!r}: found {len(canvases)} canvases and no method "
+                         f"image_size(index), expected that method or a single canvas")
     indices = {canvas: [] for canvas in sorted(canvases, key=lambda canvas: canvas[0] * canvas[1])}
     for index in range(len(source)):
-        indices[image_ops.smallest_canvas(source.image_size(index), short_side, max_size, canvases)].append(index)
+        size = source.image_size(index)
+        indices[image_ops.smallest_canvas(size, short_side, max_size, canvases)].append(index)
     return [(canvas, chosen) for canvas, chosen in indices.items() if chosen]
 
 
 def _example_spec(canvas, max_tokens, max_boxes, mask_size):
     """key -> (shape, dtype) of one example."""
-    spec = {key: (shape[1:], dtype) for key, (shape, dtype) in batch_spec(1, canvas, max_tokens, max_boxes).items()}
+    batched = batch_spec(1, canvas, max_tokens, max_boxes)
+    spec = {key: (shape[1:], dtype) for key, (shape, dtype) in batched.items()}
     if mask_size is not None:
         spec["masks"] = ((max_boxes, mask_size, mask_size), np.bool_)
     return spec
@@ -199,7 +210,7 @@ def _usable_record(source, index):
     """The record with its image read, boxes clipped, crowd and degenerate boxes gone."""
     record = source[index]
     if "caption" not in record and not source.class_names:
-        raise ValueError("found neither a caption in the record nor class names in the source, expected one of them")
+        raise ValueError("found neither a caption in the record nor class names in the source, expected one")
     image = record["image"]() if callable(record["image"]) else record["image"]
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image: found {image.dtype} {list(image.shape)}, expected uint8 [h, w, 3]")
@@ -214,7 +225,8 @@ def _usable_record(source, index):
     usable = record | {"image": image, "boxes": boxes[keep], "classes": classes[keep]}
     if "caption" in record:
         if len(record["spans"]) != len(boxes):
-            raise ValueError(f"spans: found {len(record['spans'])} for {len(boxes)} boxes, expected a list for each")
+            raise ValueError(f"spans: found {len(record['spans'])} for {len(boxes)} boxes, "
+                             f"expected a list for each")
         usable["spans"] = [spans for spans, kept in zip(record["spans"], keep) if kept]
     if "masks" in record:
         usable["masks"] = np.asarray(record["masks"])[keep]
@@ -297,7 +309,7 @@ def _padding_example(canvas, max_tokens, max_boxes, mask_size, pad_id):
 # Reading ahead.
 
 def _read_ahead(read, counters, rows, spec, parallel_reads):
-    """Batches of `rows` examples read(counter), in order, `parallel_reads` at a time and two batches ahead."""
+    """Batches of `rows` examples read(counter), in order, `parallel_reads` at a time, two batches ahead."""
     tf = _tensorflow()
     failures = {}
 

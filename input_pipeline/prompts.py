@@ -1,7 +1,7 @@
 """Class names to prompt text and back: training and evaluation write prompts with the same lines.
 
-A prompt is the class names joined by a separator, with none after the last: `person. bicycle. car`. A span (begin, end)
-covers the characters of a name alone, without its prefix, suffix or separator.
+A prompt is the class names joined by a separator, with none after the last: `person. bicycle. car`. A span
+(begin, end) covers the characters of a name alone, without its prefix, suffix or separator.
 """
 import dataclasses
 import functools
@@ -22,8 +22,8 @@ SPECIAL_TOKENS = 2                  # [CLS] and [SEP] take their share of the bu
 def clean_name(name: str) -> str:
     """A class name as the prompt spells it.
 
-    From the first "(" to the *last* ")" goes, "_" becomes a space, each pair of spaces one space. Nothing is stripped
-    and the case stays: `flip-flop_(sandal)` is `flip-flop `.
+    From the first "(" to the *last* ")" goes, "_" becomes a space, each pair of spaces one space. Nothing is
+    stripped and the case stays: `flip-flop_(sandal)` is `flip-flop `.
     Source: GLIP `clean_name`.
     """
     return re.sub(r"\(.*\)", "", name).replace("_", " ").replace("  ", " ")
@@ -77,7 +77,8 @@ class EvaluationPrompt:
 
 
 def evaluation_prompts(names: Sequence[str | Phrase], tokenizer: Tokenizer, max_tokens: int = 256,
-                       classes_per_prompt: int | None = None, separator: str = SEPARATOR) -> list[EvaluationPrompt]:
+                       classes_per_prompt: int | None = None,
+                       separator: str = SEPARATOR) -> list[EvaluationPrompt]:
     """Prompts that together name every class once, in order.
 
     Args:
@@ -96,22 +97,24 @@ def evaluation_prompts(names: Sequence[str | Phrase], tokenizer: Tokenizer, max_
         encoding = tokenizer.encode(caption, max_tokens)
         if encoding.num_tokens > max_tokens:
             raise ValueError(
-                f"prompt of classes {classes[0]} to {classes[-1]} ({caption[:60]!r}...): found {encoding.num_tokens} "
-                f"tokens, expected at most {max_tokens}; set classes_per_prompt (GLIP uses 40 for LVIS)")
+                f"prompt of classes {classes[0]} to {classes[-1]} ({caption[:60]!r}...): found "
+                f"{encoding.num_tokens} tokens, expected at most {max_tokens}; set classes_per_prompt "
+                f"(GLIP uses 40 for LVIS)")
         tokens = text_ops.label_to_tokens({c: [span] for c, span in zip(classes, spans)}, encoding.offsets)
         prompts.append(EvaluationPrompt(caption, classes, tuple(spans), tokens, encoding))
     return prompts
 
 
-def sample_classes(names: Sequence[str], present: Sequence[int], tokenizer: Tokenizer, rng: np.random.Generator, *,
-                   max_tokens: int = 256, num_negatives: int = 85, full_probability: float = 0.5,
-                   separator: str = SEPARATOR) -> list[int]:
+def sample_classes(names: Sequence[str], present: Sequence[int], tokenizer: Tokenizer,
+                   rng: np.random.Generator, *, max_tokens: int = 256, num_negatives: int = 85,
+                   full_probability: float = 0.5, separator: str = SEPARATOR) -> list[int]:
     """Classes of one training prompt: those present in the image and some that are not, in random order.
 
-    1. Present classes are shuffled and taken while they fit; the first that does not fit and all after it are left
-       out, and then no negative is added. The caller drops the boxes of classes left out.
-    2. With `full_probability` the number of draws is `num_negatives` (at most all classes), otherwise uniform from 1
-       to that. Draws are without replacement from *all* classes; those present are discarded, not redrawn.
+    1. Present classes are shuffled and taken while they fit; the first that does not fit and all after it are
+       left out, and then no negative is added. The caller drops the boxes of classes left out.
+    2. With `full_probability` the number of draws is `num_negatives` (at most all classes), otherwise uniform
+       from 1 to that. Draws are without replacement from *all* classes; those present are discarded, not
+       redrawn.
     3. Negatives are taken in random order while the token budget stays above zero.
 
     A class whose text equals one already in the prompt shares its place: only the first of them is returned
@@ -121,8 +124,9 @@ def sample_classes(names: Sequence[str], present: Sequence[int], tokenizer: Toke
       names: the source's class names.
       present: class indices of the boxes; repetitions allowed.
     Returns: class indices, in prompt order.
-    Source: GLIP `convert_object_detection_to_grounding_optimized_for_od`. Differs from GLIP: its `__background__`
-      entry is never a negative, and equal texts are not repeated (there, a word is positive and negative at once).
+    Source: GLIP `convert_object_detection_to_grounding_optimized_for_od`. Differs from GLIP: its
+      `__background__` entry is never a negative, and equal texts are not repeated (there, a word is positive
+      and negative at once).
     """
     texts = [canonical_name(name) for name in names]
     cost = [tokenizer.count(clean_name(name) + separator) for name in names]
@@ -154,5 +158,5 @@ def sample_classes(names: Sequence[str], present: Sequence[int], tokenizer: Toke
 def class_spans(names: Sequence[str], classes: Sequence[int], spans: Sequence[Span]) -> dict[int, Span]:
     """Class index -> span, also for classes that share their text with one of `classes`."""
     by_text = {canonical_name(names[c]): span for c, span in zip(classes, spans)}
-    shared = {c: by_text[canonical_name(name)] for c, name in enumerate(names) if canonical_name(name) in by_text}
-    return shared | dict(zip(classes, spans))
+    texts = map(canonical_name, names)
+    return {c: by_text[text] for c, text in enumerate(texts) if text in by_text} | dict(zip(classes, spans))

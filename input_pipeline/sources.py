@@ -1,7 +1,7 @@
-"""Sources together: one table of class names for a run, and which record of which source stands at a position.
+"""Sources together: one table of class names for a run, and which record stands at a position.
 
-What a source is, is written in `schema.py`. The order of training data is a pure function of (seed, position): nothing
-is remembered, so a run resumes at any position on any number of hosts.
+What a source is, is written in `schema.py`. The order of training data is a pure function of (seed,
+position): nothing is remembered, so a run resumes at any position on any number of hosts.
 """
 import functools
 import itertools
@@ -21,8 +21,8 @@ _MASK64 = (1 << 64) - 1
 class ClassTable:
     """Global class ids: the place of a canonical name among the sorted canonical names of all sources.
 
-    Ids of single data sets are never used: "dog" of one set and "Dog" of another are one class, and category 17 of one
-    is not category 17 of another.
+    Ids of single data sets are never used: "dog" of one set and "Dog" of another are one class, and category
+    17 of one is not category 17 of another.
     """
 
     def __init__(self, names: Iterable[str]):
@@ -44,7 +44,8 @@ class ClassTable:
         canonical = [canonical_name(name) for name in names]
         unknown = [name for name in canonical if name and name not in self._ids]
         if unknown:
-            raise ValueError(f"class table: found unknown names {unknown[:5]}, expected names of its {len(self)} classes")
+            raise ValueError(f"class table: found unknown names {unknown[:5]}, expected names of its "
+                             f"{len(self)} classes")
         return np.array([self._ids.get(name, NO_CLASS) for name in canonical], np.int32)
 
 
@@ -57,9 +58,9 @@ class Place(NamedTuple):
 class Mixture:
     """Which record stands at position p of an endless stream over weighted sources.
 
-    Positions come in blocks of 4096. In each block every source holds the same number of places (its weight, rounded to
-    1/4096), shuffled over the block. The k-th place of a source reads its k-th record, in an order that is a new
-    permutation for every epoch of that source: no record comes again before all others came.
+    Positions come in blocks of 4096. In each block every source holds the same number of places (its weight,
+    rounded to 1/4096), shuffled over the block. The k-th place of a source reads its k-th record, in an order
+    that is a new permutation for every epoch of that source: no record comes again before all others came.
 
     Args:
       lengths: records of each source.
@@ -69,7 +70,7 @@ class Mixture:
 
     def __init__(self, lengths: Sequence[int], weights: Sequence[float], seed: int):
         if not lengths or len(lengths) != len(weights):
-            raise ValueError(f"weights: found {len(weights)} for {len(lengths)} sources, expected one for each")
+            raise ValueError(f"weights: found {len(weights)} for {len(lengths)} sources, expected one each")
         if min(lengths) < 1:
             raise ValueError(f"sources: found lengths {list(lengths)}, expected at least one record in each")
         total = float(sum(weights))
@@ -78,7 +79,7 @@ class Mixture:
         ends = [round(_BLOCK * end / total) for end in itertools.accumulate(weights)]
         self._shares = np.diff([0, *ends])
         if not self._shares.all():
-            raise ValueError(f"weights: found {list(weights)}, expected at least 1/{_BLOCK} of the sum in each")
+            raise ValueError(f"weights: found {list(weights)}, expected each at least 1/{_BLOCK} of the sum")
         self._lengths, self._seed = tuple(lengths), seed
         self._block = functools.lru_cache(maxsize=4)(self._lay_block)
 
@@ -90,7 +91,7 @@ class Mixture:
         return Place(source, shuffled(index, self._lengths[source], (self._seed, source, epoch)))
 
     def _lay_block(self, block):
-        """The source of each place in a block, and how many places of that source stand before it; int [4096] both."""
+        """int [4096] each: the source of each place in a block, and its rank among the places of that source."""
         sources = np.repeat(np.arange(len(self._shares)), self._shares)
         sources = np.random.default_rng((self._seed, block)).permutation(sources)
         ranks = np.zeros(_BLOCK, np.int64)
@@ -100,10 +101,10 @@ class Mixture:
 
 
 def shuffled(index: int, length: int, key: Sequence[int]) -> int:
-    """Where a random permutation of range(length), chosen by `key`, sends `index`; no permutation is ever stored.
+    """Where a random permutation of range(length), chosen by `key`, sends `index`; nothing is stored.
 
-    A Feistel network permutes the smallest 4^k ≥ length numbers; numbers at or above `length` walk on along their cycle
-    until they are below it.
+    A Feistel network permutes the smallest 4^k ≥ length numbers; numbers at or above `length` walk on along
+    their cycle until they are below it.
     """
     half_bits = max(1, ((length - 1).bit_length() + 1) // 2)
     half_mask = (1 << half_bits) - 1

@@ -1,7 +1,7 @@
 """Characters to tokens: which token positions name a box, a class, or may be masked.
 
-A span is (begin, end), characters [begin, end) of the text. Offsets are those of `tokenizer.Encoding`. Special tokens
-hold their positions ([CLS] is 0) but belong to no span.
+A span is (begin, end), characters [begin, end) of the text. Offsets are those of `tokenizer.Encoding`.
+Special tokens hold their positions ([CLS] is 0) but belong to no span.
 """
 from collections.abc import Mapping, Sequence
 
@@ -13,10 +13,10 @@ Span = tuple[int, int]
 
 
 def span_tokens(offsets: np.ndarray, begin: int, end: int) -> slice:
-    """Token positions of one span; an empty slice where the span has no token (white space, or truncated away).
+    """Token positions of one span; an empty slice where it has no token (white space, or truncated away).
 
-    The first token is that of character begin, else begin + 1, else begin + 2; the last that of end − 1, else end − 2,
-    else end − 3: spans may start or end in white space, which belongs to no token.
+    The first token is that of character begin, else begin + 1, else begin + 2; the last that of end − 1, else
+    end − 2, else end − 3: spans may start or end in white space, which belongs to no token.
 
     Args:
       offsets: int [T, 2].
@@ -50,7 +50,7 @@ def positive_map(spans: Sequence[Sequence[Span]], offsets: np.ndarray) -> np.nda
 
 
 def label_to_tokens(spans: Mapping[int, Sequence[Span]], offsets: np.ndarray) -> dict[int, list[int]]:
-    """Token positions of each label, ascending; an empty list for a label without tokens (a blank class name)."""
+    """Token positions of each label, ascending; an empty list for a label without tokens (a blank name)."""
     rows = positive_map(list(spans.values()), offsets)
     return {label: np.flatnonzero(row).tolist() for label, row in zip(spans, rows)}
 
@@ -79,8 +79,8 @@ def mlm_eligible_caption(offsets: np.ndarray) -> np.ndarray:
 def mlm_eligible_detection(positive: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """int8 [T] for a class list: names of present classes MLM_SCORED, the other words MLM_UNSCORED.
 
-    Only of use where a configuration asks for it. By default a class list is MLM_NEVER: corrupting class names changes
-    what the region-word loss has to match.
+    Only of use where a configuration asks for it. By default a class list is MLM_NEVER: corrupting class
+    names changes what the region-word loss has to match.
 
     Args:
       positive: bool [n, T], the positive map of the boxes.

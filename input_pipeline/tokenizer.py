@@ -1,4 +1,4 @@
-"""Text to token ids with character offsets: the uncased WordPiece of BERT, from a file that ships with the package."""
+"""Text to token ids with character offsets: BERT's uncased WordPiece, from a file in the package."""
 import functools
 import os
 import pathlib
@@ -16,7 +16,8 @@ class Encoding(NamedTuple):
     ids: int32 [T]; position 0 is [CLS], the last real position [SEP].
     mask: bool [T], False on padding.
     offsets: int32 [T, 2], the characters [begin, end) of each token; (0, 0) on [CLS], [SEP] and padding.
-    num_tokens: tokens of the whole text with [CLS] and [SEP], before truncation and padding; above T means truncated.
+    num_tokens: tokens of the whole text with [CLS] and [SEP], before truncation and padding; above T means
+      truncated.
     """
     ids: np.ndarray
     mask: np.ndarray
@@ -38,7 +39,7 @@ class Tokenizer:
         # As `vocab_file=`, transformers 5.23 ignores the file without a word and every text becomes [UNK].
         self._fast = _bert_tokenizer_class()(vocab=tokens, do_lower_case=True)
         self.vocab_size = len(tokens)
-        self.pad_id, self.unknown_id, self.cls_id, self.sep_id, self.mask_id = (tokens[t] for t in SPECIAL_TOKENS)
+        self.pad_id, self.sep_id, self.mask_id = tokens["[PAD]"], tokens["[SEP]"], tokens["[MASK]"]
         self.count = functools.lru_cache(maxsize=65536)(self._count)
 
     def encode(self, text: str, max_tokens: int = 256) -> Encoding:
@@ -57,7 +58,8 @@ class Tokenizer:
 
     def _count(self, text: str) -> int:
         """Tokens of `text` without [CLS] and [SEP]. Cached: the same class names come again and again."""
-        return len(self._fast(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"])
+        found = self._fast(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return len(found["input_ids"])
 
 
 def _read_vocabulary(path: pathlib.Path) -> dict[str, int]:
@@ -66,16 +68,17 @@ def _read_vocabulary(path: pathlib.Path) -> dict[str, int]:
     lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     tokens = {line.rstrip("\r"): index for index, line in enumerate(lines)}
     if len(tokens) != len(lines):
-        raise ValueError(f"{path}: found {len(lines) - len(tokens)} repeated tokens, expected one token a line, each once")
+        repeated = len(lines) - len(tokens)
+        raise ValueError(f"{path}: found {repeated} repeated tokens, expected each token once")
     missing = [token for token in SPECIAL_TOKENS if token not in tokens]
     if missing:
-        raise ValueError(f"{path}: special tokens {missing} are missing, expected all of {list(SPECIAL_TOKENS)}")
+        raise ValueError(f"{path}: found no {missing}, expected all of {list(SPECIAL_TOKENS)}")
     return tokens
 
 
 def _bert_tokenizer_class():
-    # Imported late: it takes two seconds. Without this variable it prints that PyTorch, which nothing here needs,
-    # is not installed.
+    # Imported late: it takes two seconds. Without this variable it prints that PyTorch, which nothing here
+    # needs, is not installed.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import BertTokenizerFast
     return BertTokenizerFast

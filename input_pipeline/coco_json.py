@@ -1,0 +1,304 @@
+"""A source (see `schema.py`) over a COCO-format JSON file and a folder of images.
+
+The file is checked as a whole when it is opened, and everything wrong is listed by name: a run should not die
+in its third hour of a typing error that the first second could see. What only decoding can show (a truncated
+image, a size other than the file says) comes up when the record is read, or from `check()`.
+"""
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from input_pipeline import image_ops
+
+_SHOWN = 10                          # problems listed in one error
+_BORDER_PIXELS = 2                   # rounding may carry a box this far over the border
+_XYXY = "is it [x1, y1, x2, y2] where [x, y, width, height] is expected?"
+_REPAIR = "bad_boxes='repair' cuts or drops such boxes"
+
+
+class CocoJson:
+    """Random access to the records of a COCO-format data set, sorted by image id.
+
+    Classes come in the order of the file's categories. `images` need `id`, `file_name`, `width`, `height`;
+    `annotations` need `id`, `image_id`, `category_id`, `bbox` ([x, y, width, height] in pixels) and may have
+    `iscrowd` and `segmentation`; `categories` need `id`, `name`. All ids are integers, each once.
+
+    Boxes belong to the image of the size that the JSON states. As a rule that is the upright image; where
+    EXIF asks for a quarter turn and the JSON states the size before it, the image is given as stored: that is
+    what was annotated, and what results are scored in. Any other size is an error.
+
+    Args:
+      json_path: the annotation file.
+      image_folder: what `file_name` is relative to.
+      class_names: better words for the prompt, {name in the file: name to use}, e.g. {"RBC": "red blood
+        cell"}.
+      with_masks: records have `masks`, from polygons or RLE; an object without one has its box as mask.
+      keep_empty: keep images that training can draw nothing from: no box, or only crowd or one-pixel boxes.
+        The reference trains without them.
+      require_boxes: refuse a file without any annotation.
+      bad_boxes: "error", or "repair": boxes without area or outside the image are dropped, others are cut at
+        the border.
+      name: what errors and logs call the source, by default the name of the JSON file.
+    Raises: ValueError listing the records at fault, with what was found and what was expected.
+    """
+
+    def __init__(self, json_path: str | os.PathLike, image_folder: str | os.PathLike, *,
+                 class_names: Mapping[str, str] | None = None, with_masks: bool = False,
+                 keep_empty: bool = True, require_boxes: bool = True, bad_boxes: str = "error",
+                 name: str | None = None):
+        if bad_boxes not in ("error", "repair"):
+            raise ValueError(f"bad_boxes: found {bad_boxes!r}, expected 'error' or 'repair'")
+        self.json_path, self.image_folder = pathlib.Path(json_path), pathlib.Path(image_folder)
+        self.name = name or self.json_path.stem
+        content = _load(self.json_path)
+        problems = []
+        categories = _unique(content["categories"], "categories", {"id": int, "name": str}, problems)
+        images = _unique(content["images"], "images",
+                         {"id": int, "file_name": str, "width": int, "height": int}, problems)
+        problems += [f"image {i['id']} ({i['file_name']}): found size {i['width']}x{i['height']}, "
+                     "expected positive numbers"
+                     for i in images.values() if min(i["width"], i["height"]) < 1]
+        _refuse(self.json_path, problems)
+        annotations = _unique(content["annotations"], "annotations",
+                              {"id": int, "image_id": int, "category_id": int, "bbox": list}, problems)
+        if require_boxes and not annotations:
+            problems.append("found no annotations, expected at least one "
+                            "(require_boxes=False allows none, to predict only)")
+        _refuse(self.json_path, problems)
+
+        self.category_ids = tuple(categories)
+        names = [category["name"] for category in categories.values()]
+        self.class_names = _renamed(names, class_names or {}, self.json_path)
+        class_of = {category_id: index for index, category_id in enumerate(self.category_ids)}
+        of_image = {image_id: [] for image_id in sorted(images)}
+        for annotation in annotations.values():
+            found = _problems_of(annotation, images, class_of, bad_boxes)
+            problems += found
+            if not found and _has_area_inside(annotation["bbox"], images[annotation["image_id"]]):
+                of_image[annotation["image_id"]].append(annotation)
+        _refuse(self.json_path, problems)
+
+        if not keep_empty:
+            of_image = {key: found for key, found in of_image.items() if any(map(_trainable, found))}
+        if not of_image:
+            _refuse(self.json_path, ["found no image to use, expected at least one"
+                                     + ("" if keep_empty else " with a box (keep_empty=False)")])
+        self._images = [images[image_id] for image_id in of_image]
+        self._keep(of_image.values(), class_of, with_masks)
+        _refuse(self.json_path, self._missing_files())
+
+    def _keep(self, of_image, class_of, with_masks):
+        """Arrays over all annotations instead of millions of dicts; image i has rows starts[i] to starts[i +
+        1] − 1."""
+        flat = [annotation for found in of_image for annotation in found]
+        self._starts = np.cumsum([0] + [len(found) for found in of_image])
+        self._boxes = image_ops.boxes_from_xywh([a["bbox"] for a in flat])
+        self._classes = np.array([class_of[a["category_id"]] for a in flat], np.int32)
+        self._is_crowd = np.array([bool(a.get("iscrowd", 0)) for a in flat], np.bool_)
+        self._annotation_ids = np.array([a["id"] for a in flat], np.int64)
+        self._segmentations = [a.get("segmentation") for a in flat] if with_masks else None
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """(height, width) as the JSON states, without touching the image."""
+        return self._images[index]["height"], self._images[index]["width"]
+
+    def __getitem__(self, index: int) -> dict:
+        """A record; `image` is a callable, so nothing is decoded before it is needed."""
+        rows = slice(self._starts[index], self._starts[index + 1])
+        record = {
+            "image": lambda: self._read_image(index),
+            "image_id": self._images[index]["id"],
+            "boxes": self._boxes[rows].copy(),
+            "classes": self._classes[rows].copy(),
+            "is_crowd": self._is_crowd[rows].copy(),
+        }
+        if self._segmentations is not None:
+            record["masks"] = self._read_masks(index)
+        return record
+
+    def check(self) -> int:
+        """Reads everything once. Returns the number of images; raises ValueError listing what cannot be
+        read."""
+        problems = []
+        for index in range(len(self)):
+            try:
+                self._read_image(index)
+                if self._segmentations is not None:
+                    self._read_masks(index)
+            except ValueError as error:
+                problems.append(str(error))
+        _refuse(self.json_path, problems)
+        return len(self)
+
+    def _read_image(self, index):
+        path, expected = self.image_folder / self._images[index]["file_name"], self.image_size(index)
+        image = image_ops.decode(path)
+        if image.shape[:2] != expected:
+            upright, image = image, image_ops.decode(path, upright=False)
+            if image.shape[:2] != expected:
+                raise ValueError(f"{path}: image {self._images[index]['id']}: found {_by(upright.shape)} "
+                                 f"pixels (width x height), expected {_by(expected)} as "
+                                 f"{self.json_path.name} states")
+        return image
+
+    def _read_masks(self, index):
+        height, width = self.image_size(index)
+        rows = range(self._starts[index], self._starts[index + 1])
+        masks = np.zeros((len(rows), height, width), np.bool_)
+        for mask, row in zip(masks, rows):
+            try:
+                mask[:] = _mask(self._segmentations[row], self._boxes[row], (height, width))
+            except Exception as error:                          # pycocotools raises what it likes
+                raise ValueError(f"{self.json_path}: annotation {self._annotation_ids[row]} of image "
+                                 f"{self._images[index]['id']}: cannot read its segmentation: {error}"
+                                 ) from error
+        return masks
+
+    def _missing_files(self):
+        """One listing per folder: asking for each file alone takes minutes on a network drive."""
+        if not self.image_folder.is_dir():
+            return [f"image folder {self.image_folder}: no such folder"]
+        listed, problems = {}, []
+        for image in self._images:
+            path = self.image_folder / image["file_name"]
+            if path.parent not in listed:
+                listed[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
+            if path.name not in listed[path.parent]:
+                problems.append(f"image {image['id']}: no file {path}")
+        return problems
+
+
+def _load(path):
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read the annotation file: {error.strerror}") from error
+    except ValueError as error:                                # JSONDecodeError, UnicodeDecodeError
+        raise ValueError(f"{path}: not a JSON file: {error}") from error
+    kind = type(content).__name__
+    if kind != "dict":
+        raise ValueError(f"{path}: found a {kind}, expected an object with images, annotations, categories"
+                         + (" (is this a result file?)" if kind == "list" else ""))
+    for key in ("images", "annotations", "categories"):
+        kind = type(content[key]).__name__ if key in content else "nothing"
+        if kind != "list":
+            raise ValueError(f"{path}: {key!r}: found {kind}, expected a list")
+    return content
+
+
+def _unique(entries, key, fields, problems):
+    """{id: entry} in file order of the entries with the right fields; what is wrong goes to `problems`."""
+    found = {}
+    for position, entry in enumerate(entries):
+        where = f"{key}[{position}]"
+        if not isinstance(entry, dict):
+            problems.append(f"{where}: found {entry!r}, expected an object")
+            continue
+        wrong = [f"{where}: {field!r}: found {entry.get(field, 'nothing')!r}, expected {kind.__name__}"
+                 for field, kind in fields.items() if type(entry.get(field)) is not kind]
+        if wrong:
+            problems += wrong
+        elif entry["id"] in found:
+            problems.append(f"{where}: id {entry['id']} was used before, expected each id once")
+        else:
+            found[entry["id"]] = entry
+    return found
+
+
+def _renamed(names, better, path):
+    unknown = sorted(set(better) - set(names))
+    if unknown:
+        raise ValueError(f"class_names: found {unknown}, expected names of {path}: {names[:20]}")
+    return tuple(better.get(name, name) for name in names)
+
+
+def _problems_of(annotation, images, class_of, bad_boxes):
+    image, box = images.get(annotation["image_id"]), annotation["bbox"]
+    where = f"annotation {annotation['id']} of image {annotation['image_id']}"
+    if image is None:
+        return [f"{where}: found no such image, expected one of 'images'"]
+    where += f" ({image['file_name']})"
+    if annotation["category_id"] not in class_of:
+        some = sorted(class_of)[:20]
+        return [f"{where}: found category_id {annotation['category_id']}, expected one of {some}"]
+    if len(box) != 4 or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in box):
+        return [f"{where}: found bbox {box}, expected four finite numbers [x, y, width, height]"]
+    if bad_boxes == "repair":
+        return []
+    x, y, width, height = box
+    size = f"{image['width']}x{image['height']} image"
+    if not _has_area_inside(box, image):
+        least = min(width, height)
+        kind = "an inverted box" if least < 0 else "an empty box" if least == 0 else "a box outside the image"
+        expected = f"expected [x, y, width, height] inside the {size}"
+        return [f"{where}: found {kind}, bbox {box}, {expected}; {_REPAIR}"]
+    over = max(-x, -y, x + width - image["width"], y + height - image["height"])
+    if over > _BORDER_PIXELS:
+        found = f"found bbox {box}, {over:g} pixels over the border of the {size}"
+        return [f"{where}: {found}; {_XYXY}; {_REPAIR}"]
+    return []
+
+
+def _has_area_inside(box, image):
+    x, y, width, height = box
+    inside = -width < x < image["width"] and -height < y < image["height"]
+    return width > 0 and height > 0 and inside
+
+
+def _trainable(annotation):
+    """Training drops crowds and boxes of one pixel."""
+    return not annotation.get("iscrowd", 0) and min(annotation["bbox"][2:]) > 1
+
+
+def _mask(segmentation, box, size):
+    """bool [h, w] of polygons, of RLE with counts as text or as a list, or of the box where there is none."""
+    if not segmentation:
+        mask = np.zeros(size, np.bool_)
+        x1, y1, x2, y2 = np.round(box).astype(int).clip(0)
+        mask[y1:y2 + 1, x1:x2 + 1] = True
+        return mask
+    if isinstance(segmentation, list):
+        from pycocotools import mask as coco_mask  # here, as only polygons need it
+        segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
+    if list(segmentation["size"]) != list(size):
+        raise ValueError(f"found size {segmentation['size']}, expected {list(size)} (height, width)")
+    counts = segmentation["counts"]
+    counts = counts if isinstance(counts, list) else _run_lengths(counts)
+    if sum(counts) != size[0] * size[1]:
+        raise ValueError(f"found runs of {sum(counts)} pixels in all, expected {size[0] * size[1]}")
+    runs = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return runs.reshape(size[::-1]).T                       # runs go down the columns
+
+
+def _run_lengths(text):
+    """Run lengths from COCO's compressed text: 5 bits a character, from the third run on the difference to
+    the run two before. Not `pycocotools.mask.decode`, which warns under numpy 2 (pycocotools 2.0.11)."""
+    counts, value, shift = [], 0, 0
+    for character in text.encode() if isinstance(text, str) else text:
+        bits = character - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:                                   # last character of this number
+            if bits & 16:
+                value -= 1 << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    return counts
+
+
+def _by(size):
+    return f"{size[1]}x{size[0]}"
+
+
+def _refuse(path, problems):
+    if problems:
+        rest = len(problems) - _SHOWN
+        lines = problems[:_SHOWN] + ([f"and {rest} more"] if rest > 0 else [])
+        raise ValueError(f"{path}: problems: {len(problems)}\n  " + "\n  ".join(lines))
