@@ -130,12 +130,12 @@ def eval_batches(source, *, batch_size: int, canvases: Sequence[tuple[int, int]]
             return _padding_example(canvas, max_tokens, max_boxes, mask_size, tokenizer.pad_id)
         with _naming(source, indices[position]):
             record = _usable_record(source, indices[position])
-            text, kept = (_caption_text(record, tokenizer, max_tokens) if "caption" in record else
-                          _class_text(record, prompt.encoding, spans, class_ids))
+            text, _ = (_caption_text(record, tokenizer, max_tokens) if "caption" in record else
+                       _class_text(record, prompt.encoding, spans, class_ids))
             text["mlm_eligible"] = np.full(max_tokens, MLM_NEVER, np.int8)
+            kept = np.arange(min(len(record["boxes"]), max_boxes))     # also boxes of classes of other prompts
             size = image_ops.resized_size(record["image"].shape[:2], short_side, max_size, canvas)
-            example = _assemble(record, text, kept[:max_boxes], size, canvas, max_boxes, mask_size,
-                                mirrored=False)
+            example = _assemble(record, text, kept, size, canvas, max_boxes, mask_size, mirrored=False)
             return example | {"source": np.int32(0)}
 
     return itertools.chain.from_iterable(

@@ -133,8 +133,7 @@ def sample_classes(names: Sequence[str], present: Sequence[int], tokenizer: Toke
     budget = max_tokens - SPECIAL_TOKENS
 
     chosen = {}                                            # canonical text -> class index
-    positives = np.unique(np.asarray(present, np.int64)).tolist()
-    for index in rng.permutation(positives).tolist():
+    for index in rng.permutation(np.unique(np.asarray(present, np.int64))).tolist():
         if texts[index] in chosen:
             continue
         budget -= cost[index]
@@ -144,9 +143,8 @@ def sample_classes(names: Sequence[str], present: Sequence[int], tokenizer: Toke
 
     full = min(num_negatives, len(names))
     draws = full if full == 0 or rng.random() < full_probability else int(rng.integers(1, full + 1))
-    left_out = set(positives) - set(chosen.values())
     for index in rng.choice(len(names), size=draws, replace=False).tolist():
-        if texts[index] in chosen or index in left_out:
+        if texts[index] in chosen:
             continue
         budget -= cost[index]
         if budget <= 0:

@@ -14,13 +14,15 @@ A **record** is what a source returns for one index, before any transform. A pla
 | `spans` | list of n lists of (begin, end), with `caption` | characters of the caption that name each box |
 | `masks` | bool [n, h, w], optional | instance masks |
 | `questions` | list of {"question", "answer"}, optional | |
-| `is_crowd` | bool [n], optional | kept by evaluation, dropped by training |
+| `is_crowd` | bool [n], optional | read by scoring; such boxes never reach a batch |
 
 A **source** has `name: str`, `class_names: tuple[str, ...]` (empty for captions), `category_ids: tuple[int, ...]`
 (the ids that result files use, same order), `len(source)` and `source[index] -> record`. Reading index i twice
-gives equal records.
+gives equal records. Optional: `image_size(index) -> (height, width)` without decoding, which evaluation on
+several canvases needs.
 
-A **batch** is a dict of numpy arrays with the keys of `batch_spec`.
+A **batch** is a dict of numpy arrays with the keys of `batch_spec`, and where asked for `masks`,
+bool [B, G, M, M]: each instance inside its box, on a grid of M × M.
 """
 import numpy as np
 

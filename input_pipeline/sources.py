@@ -91,7 +91,7 @@ class Mixture:
         return Place(source, shuffled(index, self._lengths[source], (self._seed, source, epoch)))
 
     def _lay_block(self, block):
-        """int [4096] each: the source of each place in a block, and its rank among the places of that source."""
+        """int [4096] each: the source of each place of a block; how many places before it have the same."""
         sources = np.repeat(np.arange(len(self._shares)), self._shares)
         sources = np.random.default_rng((self._seed, block)).permutation(sources)
         ranks = np.zeros(_BLOCK, np.int64)

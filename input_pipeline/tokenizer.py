@@ -37,7 +37,9 @@ class Tokenizer:
     def __init__(self, vocabulary: str | os.PathLike | None = None):
         tokens = _read_vocabulary(pathlib.Path(vocabulary or VOCABULARY))
         # As `vocab_file=`, transformers 5.23 ignores the file without a word and every text becomes [UNK].
-        self._fast = _bert_tokenizer_class()(vocab=tokens, do_lower_case=True)
+        fast = _bert_tokenizer_class()(vocab=tokens, do_lower_case=True)
+        # The Rust object under it: calls through the wrapper set truncation on it, which threads must not do.
+        self._backend = fast.backend_tokenizer
         self.vocab_size = len(tokens)
         self.pad_id, self.sep_id, self.mask_id = tokens["[PAD]"], tokens["[SEP]"], tokens["[MASK]"]
         self.count = functools.lru_cache(maxsize=65536)(self._count)
@@ -46,20 +48,19 @@ class Tokenizer:
         """Ids, mask and offsets, truncated and padded to `max_tokens`."""
         if max_tokens < 2:
             raise ValueError(f"max_tokens: found {max_tokens}, expected at least 2 ([CLS] and [SEP])")
-        found = self._fast(text, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
-        num_tokens = len(found["input_ids"])
+        found = self._backend.encode(text)
+        num_tokens = len(found.ids)
         kept = min(num_tokens, max_tokens)
         ids = np.full(max_tokens, self.pad_id, np.int32)
         offsets = np.zeros((max_tokens, 2), np.int32)
-        ids[:kept] = found["input_ids"][:kept]
-        offsets[:kept] = found["offset_mapping"][:kept]
+        ids[:kept] = found.ids[:kept]
+        offsets[:kept] = found.offsets[:kept]
         ids[kept - 1], offsets[kept - 1] = self.sep_id, 0      # a truncated text still ends with [SEP]
         return Encoding(ids, np.arange(max_tokens) < kept, offsets, num_tokens)
 
     def _count(self, text: str) -> int:
         """Tokens of `text` without [CLS] and [SEP]. Cached: the same class names come again and again."""
-        found = self._fast(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return len(found["input_ids"])
+        return len(self._backend.encode(text, add_special_tokens=False).ids)
 
 
 def _read_vocabulary(path: pathlib.Path) -> dict[str, int]:
