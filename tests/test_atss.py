@@ -82,8 +82,8 @@ def oracle(all_anchors, sizes, boxes):
                                      for start, end in itertools.pairwise(starts)])
         wh = np.minimum(all_anchors[:, 2:], box[2:]) - np.maximum(all_anchors[:, :2], box[:2]) + 1
         common = wh.clip(0).prod(-1)
-        overlap = common / ((all_anchors[:, 2:] - all_anchors[:, :2] + 1).prod(-1) + (box[2:] - box[:2] + 1).prod()
-                            - common)
+        areas = (all_anchors[:, 2:] - all_anchors[:, :2] + 1).prod(-1)
+        overlap = common / (areas + (box[2:] - box[:2] + 1).prod() - common)
         threshold = overlap[candidates].mean() + overlap[candidates].std(ddof=1)
         for a in candidates:
             inside = min(*(center[a] - box[:2]), *(box[2:] - center[a])) > 0.01

@@ -8,6 +8,8 @@ from glipv2_jax.losses import mlm
 
 LIMIT = 1e-5
 MASK_ID, VOCAB = 3, 50
+mlm_loss = jax.jit(mlm.mlm_loss)
+mask_tokens = jax.jit(mlm.mask_tokens, static_argnames=("vocab_size", "rate"))
 
 
 def layer_norm(x, scale, bias):
@@ -19,7 +21,7 @@ def test_reference_training_loss(load_reference, reference_weights):
     manifest = load_reference("manifest_tiny_train.json")
     head = {key.split("mlm_head.")[1]: reference_weights.make(key, entry["shape"], meta["case_seed"])
             for key, entry in manifest.items() if "mlm_head." in key}
-    layer = max(int(key.split(".")[1]) for key in arrays if key.startswith("head.") and key.endswith("bertlayer.lang"))
+    layer = max(int(key.split(".")[1]) for key in arrays if key.endswith(".bertlayer.lang"))
 
     labels = arrays["mlm_labels"]
     max_positions = int((labels >= 0).sum(-1).max()) + 2
@@ -30,7 +32,7 @@ def test_reference_training_loss(load_reference, reference_weights):
                         head["transform.LayerNorm.weight"], head["transform.LayerNorm.bias"])
     logits = hidden @ head["decoder.weight"].T + head["decoder.bias"]
     target_ids = np.take_along_axis(arrays["input_ids_unmasked"], np.asarray(indices), axis=1)
-    total, count = mlm.mlm_loss(jnp.asarray(logits), target_ids, valid)
+    total, count = mlm_loss(jnp.asarray(logits), target_ids, valid)
     assert count == (labels >= 0).sum()
     np.testing.assert_allclose(total / count, arrays["loss.mlm_loss"], rtol=LIMIT)
 
@@ -41,7 +43,7 @@ def test_masking_respects_eligibility_and_rates():
     ids = jnp.asarray(rng.integers(10, VOCAB, (b, t)), jnp.int32)
     mask = jnp.asarray(rng.random((b, t)) < 0.9)
     eligible = jnp.asarray(rng.integers(-1, 2, (b, t)), jnp.int8)
-    masked, scored = mlm.mask_tokens(jax.random.key(0), ids, mask, eligible, mask_id=MASK_ID, vocab_size=VOCAB)
+    masked, scored = mask_tokens(jax.random.key(0), ids, mask, eligible, mask_id=MASK_ID, vocab_size=VOCAB)
     changed = np.asarray(masked != ids)
     assert not changed[np.asarray(~mask | (eligible < 0))].any()
     assert not np.asarray(scored & (~mask | (eligible != 1))).any()
@@ -57,7 +59,7 @@ def test_masking_respects_eligibility_and_rates():
 def test_masking_is_a_function_of_the_key():
     ids, ones = jnp.arange(40).reshape(2, 20), jnp.ones((2, 20), jnp.int8)
     first, again, other = (
-        mlm.mask_tokens(jax.random.key(seed), ids, ones > 0, ones, mask_id=MASK_ID, vocab_size=VOCAB, rate=0.5)[0]
+        mask_tokens(jax.random.key(seed), ids, ones > 0, ones, mask_id=MASK_ID, vocab_size=VOCAB, rate=0.5)[0]
         for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
@@ -76,8 +78,9 @@ def test_positions_keep_reading_order():
 def test_hand_computed_and_empty():
     logits, ids = jnp.zeros((2, 3, 7)), jnp.zeros((2, 3), jnp.int32)
     valid = jnp.array([[True, False, False], [True, True, False]])
-    total, count = mlm.mlm_loss(logits, ids, valid)
+    total, count = mlm_loss(logits, ids, valid)
     np.testing.assert_allclose(total, 3 * np.log(7), rtol=1e-6)
     assert count == 3
-    (total, count), gradient = jax.value_and_grad(mlm.mlm_loss, has_aux=True)(logits, ids, jnp.zeros((2, 3), bool))
+    value_and_gradient = jax.jit(jax.value_and_grad(mlm_loss, has_aux=True))
+    (total, count), gradient = value_and_gradient(logits, ids, jnp.zeros((2, 3), bool))
     assert total == 0 and count == 1 and not np.asarray(gradient).any()

@@ -18,8 +18,9 @@ def _nearest(anchors, level_sizes, boxes):
     nearest, start = [], 0
     for size in level_sizes:
         k = min(CANDIDATES_PER_LEVEL, size)
-        # Equal distances are common (boxes on the grid). top_k takes the lowest index first; the reference leaves the
-        # choice to a partial sort, so there anchors that tie for the last place are the only ones that can differ.
+        # Equal distances are common (boxes on the grid). top_k takes the lowest index first; the reference
+        # leaves the choice to a partial sort, so there anchors that tie for the last place are the only ones
+        # that can differ.
         nearest.append(start + jax.lax.top_k(-distance[:, start:start + size], k)[1])
         start += size
     return jnp.concatenate(nearest, axis=-1)
@@ -28,10 +29,11 @@ def _nearest(anchors, level_sizes, boxes):
 def assign(anchors, level_sizes, boxes, box_mask):
     """Matches anchors to boxes of one image; `jax.vmap` it over a batch.
 
-    A box's candidates are the 9 nearest anchors of each level (all of them where a level has fewer). Those whose IoU
-    reaches mean + standard deviation over the candidates, and whose centre lies inside the box, become positive. An
-    anchor that several boxes want goes to the one with the highest IoU, on equal IoU to the first. Padded boxes get
-    nothing; a real box may get nothing too. Anchors over the padded part of the canvas take part, as in the reference.
+    A box's candidates are the 9 nearest anchors of each level (all of them where a level has fewer). Those
+    whose IoU reaches mean + standard deviation over the candidates, and whose centre lies inside the box,
+    become positive. An anchor that several boxes want goes to the one with the highest IoU, on equal IoU to
+    the first. Padded boxes get nothing; a real box may get nothing too. Anchors over the padded part of the
+    canvas take part, as in the reference.
     Differs from GLIP: an image without boxes is all negative, where the reference fails.
 
     Args:
@@ -56,7 +58,8 @@ def assign(anchors, level_sizes, boxes, box_mask):
     inside = jnp.concatenate([center - boxes[:, None, :2], boxes[:, None, 2:] - center], axis=-1).min(-1)
     positive = (iou >= threshold) & (inside > MIN_INSIDE) & box_mask[:, None]
 
-    # Two scatters into [A] choose the winner without an [A, G] table: first the highest IoU, then the first box with it.
+    # Two scatters into [A] choose the winner without an [A, G] table: first the highest IoU, then the first
+    # box with it.
     iou = jnp.where(positive, iou, -1)
     best = jnp.full(num_anchors, -1.0).at[index].max(iou)
     is_best = positive & (iou == best[index])

@@ -15,7 +15,7 @@ MAX_LOG_SIZE = math.log(1000 / 16)
 
 
 def encode(boxes, anchors):
-    """Offsets that turn anchors into boxes. Both [..., 4] xyxy pixels, broadcast. Returns: [..., 4] box_deltas."""
+    """Offsets that turn anchors into boxes. Both [..., 4] xyxy pixels, broadcast. Returns: [..., 4]."""
     anchor_sizes = box_ops.sizes(anchors)
     offsets = (box_ops.centers(boxes) - box_ops.centers(anchors)) / anchor_sizes
     log_sizes = jnp.log(box_ops.sizes(boxes) / anchor_sizes)

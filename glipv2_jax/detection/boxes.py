@@ -1,8 +1,8 @@
 """Geometry of boxes: the only copy in the project.
 
-Boxes are `xyxy` pixels. The reference counts pixels, not lengths: a box that starts and ends on the same pixel is one
-pixel wide, so width = x2 − x1 + 1. That legacy convention is `PIXEL`, and every function that uses it says so.
-GIoU is the one place where the reference measures plain lengths.
+Boxes are `xyxy` pixels. The reference counts pixels, not lengths: a box that starts and ends on the same
+pixel is one pixel wide, so width = x2 − x1 + 1. That legacy convention is `PIXEL`, and every function that
+uses it says so. GIoU is the one place where the reference measures plain lengths.
 
 Source: GLIP `structures/boxlist_ops.py`, `structures/bounding_box.py`, `modeling/rpn/loss.py`.
 """

@@ -36,8 +36,8 @@ def gather_tokens(positive_map, box_index):
 def alignment_loss(logits, matched, positive_map, token_mask, *, alpha=0.25, gamma=2.0):
     """Sigmoid focal loss between every anchor and every real token, [CLS] and [SEP] included.
 
-    Differs from GLIP: an unmatched anchor has no positive token, where the reference marks column 255 (inert there
-    while that column is padding). Differs from GLIP: the count is global, not a mean over devices.
+    Differs from GLIP: an unmatched anchor has no positive token, where the reference marks column 255 (inert
+    there while that column is padding). Differs from GLIP: the count is global, not a mean over devices.
 
     Args:
       logits: [B, A, T] float, before the sigmoid.
@@ -48,8 +48,8 @@ def alignment_loss(logits, matched, positive_map, token_mask, *, alpha=0.25, gam
     Returns: (total, count), float32 scalars: the sum over anchors and tokens; matched anchors, at least 1.
     Source: arXiv 2112.03857 sec. 3.1, GLIP `token_sigmoid_binary_focal_loss`.
     """
-    # Targets are bool and everything behind the logits is recomputed in the backward pass: at full size one float
-    # tensor of this shape is 23 MB an image.
+    # Targets are bool and everything behind the logits is recomputed in the backward pass: at full size one
+    # float tensor of this shape is 23 MB an image.
     @jax.checkpoint
     def total(logits):
         targets = gather_tokens(positive_map, matched)

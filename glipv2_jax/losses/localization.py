@@ -26,7 +26,7 @@ def centerness_targets(boxes, anchors):
 
 
 def _targets(matched, boxes, anchors):
-    """Box and centerness that each anchor should give: [B, A, 4], [B, A]. An unmatched anchor gets itself and 0."""
+    """Box and centerness that anchors should give: [B, A, 4], [B, A]. Unmatched ones get themselves and 0."""
     positive = matched >= 0
     gt_boxes = jnp.take_along_axis(boxes, jnp.maximum(matched, 0)[..., None], axis=1)
     gt_boxes = jnp.where(positive[..., None], gt_boxes, anchors)
@@ -43,8 +43,8 @@ def box_loss(box_deltas, matched, boxes, anchors):
       matched: [B, A] int32, index of the anchor's box, −1 for none.
       boxes: [B, G, 4] xyxy pixels.
       anchors: [A, 4] xyxy pixels.
-    Returns: (total, count), float32 scalars: twice the weighted sum over matched anchors; the sum of weights, or 1
-      where nothing is matched.
+    Returns: (total, count), float32 scalars: twice the weighted sum over matched anchors; the sum of weights,
+      or 1 where nothing is matched.
     """
     gt_boxes, weights = _targets(matched, boxes, anchors)
     box_deltas = jnp.where((matched >= 0)[..., None], box_deltas, 0)

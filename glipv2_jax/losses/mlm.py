@@ -14,7 +14,8 @@ def mask_tokens(key, token_ids, token_mask, mlm_eligible, *, mask_id, vocab_size
       key: random key.
       token_ids: [B, T] int32.
       token_mask: [B, T] bool, False on padding, which is never chosen.
-      mlm_eligible: [B, T] int8: −1 never chosen, 0 chosen but not scored, 1 chosen and scored (the data contract).
+      mlm_eligible: [B, T] int8: −1 never chosen, 0 chosen but not scored, 1 chosen and scored (the data
+        contract).
       mask_id: id of the mask token.
       vocab_size: random words are drawn from 0..vocab_size−1, special tokens included, as in the reference.
       rate: probability of being chosen.
