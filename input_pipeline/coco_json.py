@@ -57,6 +57,8 @@ class CocoJson:
         content = _load(self.json_path)
         problems = []
         categories = _unique(content["categories"], "categories", {"id": int, "name": str}, problems)
+        if not content["categories"]:
+            problems.append("'categories': found none, expected at least one")
         images = _unique(content["images"], "images",
                          {"id": int, "file_name": str, "width": int, "height": int}, problems)
         problems += [f"image {i['id']} ({i['file_name']}): found size {i['width']}x{i['height']}, "
@@ -201,7 +203,8 @@ def _unique(entries, key, fields, problems):
         if not isinstance(entry, dict):
             problems.append(f"{where}: found {entry!r}, expected an object")
             continue
-        wrong = [f"{where}: {field!r}: found {entry.get(field, 'nothing')!r}, expected {kind.__name__}"
+        wrong = [f"{where}: {field!r}: found {repr(entry[field]) if field in entry else 'nothing'}, "
+                 f"expected {kind.__name__}"
                  for field, kind in fields.items() if type(entry.get(field)) is not kind]
         if wrong:
             problems += wrong

@@ -100,8 +100,8 @@ def test_number_of_negatives(tokenizer):
              for s in range(300)]
     assert max(sizes) == 11 and min(sizes) == 1
     assert 0.45 < np.mean([size >= 10 for size in sizes]) < 0.7        # half all ten, the others 1 to 10
-    full = [len(prompts.sample_classes(names, [0, 1], tokenizer, np.random.default_rng(seed), num_negatives=20,
-                                       full_probability=1.0)) for seed in range(5)]
+    full = [len(prompts.sample_classes(names, [0, 1], tokenizer, np.random.default_rng(s), num_negatives=20,
+                                       full_probability=1.0)) for s in range(5)]
     assert full == [20] * 5
     assert prompts.sample_classes(names, [7], tokenizer, np.random.default_rng(0), num_negatives=0) == [7]
     assert prompts.sample_classes(names, [], tokenizer, np.random.default_rng(0), num_negatives=5)

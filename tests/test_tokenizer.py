@@ -99,7 +99,7 @@ def test_text_and_images_need_neither_tensorflow_nor_torch():
             "evaluation_prompts(['cat'], Tokenizer())\n"
             "heavy = {'tensorflow', 'torch', 'jax', 'glipv2_jax'} & set(sys.modules)\n"
             "assert not heavy, heavy\n")
-    done = subprocess.run([sys.executable, "-c", code], cwd=VECTORS.parents[2], capture_output=True, text=True,
-                          check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=VECTORS.parents[2], capture_output=True,
+                          text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not done.stderr

@@ -1,0 +1,327 @@
+"""Batches from small sources in memory."""
+import itertools
+
+import numpy as np
+import pytest
+
+from input_pipeline import eval_batches, prompts, train_batches
+from input_pipeline.schema import MLM_NEVER, MLM_SCORED, NO_CLASS, check_batch
+from input_pipeline.sources import ClassTable
+from input_pipeline.tokenizer import Tokenizer
+
+CANVAS, TOKENS, BOXES = (64, 96), 32, 3
+NAMES = ("zebra", "hot_dog", "cat", "cow")
+
+
+class Detection:
+    """Records whose every box is filled with a grey that tells its class; odd records are portraits."""
+    name, class_names, category_ids = "toy", NAMES, (4, 5, 6, 7)
+
+    def __init__(self, length=10):
+        self._length = length
+
+    def __len__(self):
+        return self._length
+
+    def image_size(self, index):
+        return (60, 40) if index % 2 else (40, 60)
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng(index)
+        height, width = self.image_size(index)
+        corner = rng.integers(0, 20, (2, 2))
+        boxes = np.concatenate([corner, corner + rng.integers(4, 12, (2, 2))], axis=1).astype(np.float32)
+        classes = rng.integers(0, 4, 2).astype(np.int32)
+        masks = np.zeros((2, height, width), np.bool_)
+        image = np.zeros((height, width, 3), np.uint8)
+        for (x1, y1, x2, y2), mask, class_id in zip(boxes.astype(int), masks, classes):
+            image[y1:y2 + 1, x1:x2 + 1] = 60 * (class_id + 1)
+            mask[y1:y2 + 1, x1:(x1 + x2) // 2] = True
+        return {"image": lambda: image, "image_id": 100 + index, "boxes": boxes, "classes": classes,
+                "masks": masks}
+
+
+class Captions:
+    name, class_names, category_ids = "captions", (), ()
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        return {"image": np.full((40, 60, 3), index, np.uint8), "image_id": index,
+                "boxes": np.array([[1, 2, 20, 25], [30, 3, 30, 9], [30, 5, 50, 22]], np.float32),
+                "classes": np.full(3, -1, np.int32), "caption": "a red cat, nothing, and a dog",
+                "spans": [[(0, 9)], [(11, 18)], [(24, 29)]]}
+
+
+class One(Detection):
+    """One record, given."""
+    def __init__(self, **record):
+        super().__init__(1)
+        self._record = {"image": np.zeros((40, 60, 3), np.uint8), "image_id": 1} | record
+
+    def __getitem__(self, index):
+        return self._record
+
+
+BOTH = (Detection(), Captions())
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer()
+
+
+@pytest.fixture(scope="module")
+def train(tokenizer):
+    def batches(sources=BOTH, weights=None, start_step=0, **changes):
+        options = {"seed": 3, "batch_size": 4, "canvas": CANVAS, "short_sides": (32, 48, 64), "max_size": 96,
+                   "max_tokens": TOKENS, "max_boxes": BOXES, "num_negatives": 5, "flip_probability": 0.5,
+                   "class_table": ClassTable.from_sources(sources), "tokenizer": tokenizer} | changes
+        return train_batches(sources, weights or [1] * len(sources), start_step=start_step, **options)
+    return batches
+
+
+@pytest.fixture(scope="module")
+def evaluate(tokenizer):
+    def batches(source, **changes):
+        options = {"batch_size": 4, "canvases": [CANVAS], "short_side": 64, "max_size": 96,
+                   "max_tokens": TOKENS, "max_boxes": BOXES, "tokenizer": tokenizer} | changes
+        return eval_batches(source, **options)
+    return batches
+
+
+def take(batches, count):
+    return list(itertools.islice(batches, count))
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for key in one:
+        np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+
+
+def test_batches_keep_the_contract(train, evaluate):
+    for batch in take(train(), 3) + list(evaluate(Detection())) + list(evaluate(Captions())):
+        check_batch(batch, CANVAS, TOKENS, BOXES)
+
+
+def test_a_resumed_stream_equals_the_unbroken_one(train):
+    unbroken = take(train(), 6)
+    for start in (1, 4):
+        for batch, expected in zip(take(train(start_step=start), 2), unbroken[start:]):
+            assert_equal(batch, expected)
+    assert not np.array_equal(unbroken[0]["image"], unbroken[1]["image"])
+    other = take(train(seed=4), 1)[0]
+    assert not np.array_equal(unbroken[0]["image"], other["image"])
+
+
+def test_the_number_of_hosts_and_readers_changes_nothing(train):
+    whole = take(train(parallel_reads=1), 3)
+    halves = [take(train(process_index=host, process_count=2), 3) for host in range(2)]
+    for batch, first, second in zip(whole, *halves):
+        assert_equal(batch, {key: np.concatenate([first[key], second[key]]) for key in first})
+
+
+def test_batches_mix_sources_by_weight(train):
+    batches = take(train(weights=[3, 1], batch_size=16), 8)
+    counts = np.bincount(np.concatenate([batch["source"] for batch in batches]), minlength=2)
+    assert 80 <= counts[0] <= 112                                      # 96 of 128 expected
+    assert sum(len(set(batch["source"].tolist())) == 2 for batch in batches) >= 7
+
+
+def test_pixels_boxes_and_words_agree(train, tokenizer):
+    table = ClassTable(NAMES)
+    flips = set()
+    for batch in take(train([Detection()], batch_size=8), 3):
+        assert batch["box_mask"].sum() == 16
+        for row in range(8):
+            height, width = batch["image_size"][row]
+            assert not batch["image"][row, height:].any() and not batch["image"][row, :, width:].any()
+            record = Detection()[int(batch["example_id"][row]) - 100]
+            scale = batch["scale"][row, ::-1]
+            expected = record["boxes"] * np.tile(scale, 2)
+            flipped = not np.allclose(batch["boxes"][row, :2], expected, atol=1e-3)
+            flips.add(flipped)
+            if flipped:
+                expected[:, [0, 2]] = width - 1 - expected[:, [2, 0]]
+            np.testing.assert_allclose(batch["boxes"][row, :2], expected, atol=1e-3)
+            for box in range(2):
+                word = table.names[batch["box_class"][row, box]]
+                assert word == NAMES[record["classes"][box]].replace("_", " ")
+                tokens = batch["positive_map"][row, box]
+                ids = tokenizer.encode(word, 8)
+                assert batch["token_ids"][row, tokens].tolist() == ids.ids[ids.mask][1:-1].tolist()
+                assert (batch["token_class"][row, tokens] == batch["box_class"][row, box]).all()
+                if box == 1:                                           # drawn last, so not covered
+                    x, y = batch["boxes"][row, box].reshape(2, 2).mean(axis=0).round().astype(int)
+                    assert batch["image"][row, y, x, 0] == 60 * (record["classes"][box] + 1)
+        assert (batch["mlm_eligible"] == MLM_NEVER).all()
+        assert (batch["box_class"][~batch["box_mask"]] == NO_CLASS).all()
+    assert flips == {True, False}
+
+
+def test_captions(train):
+    batch = take(train([Captions()], flip_probability=0.0), 1)[0]
+    assert batch["box_mask"].sum(axis=1).tolist() == [2] * 4     # the box of one pixel is gone and its span too
+    assert [np.flatnonzero(row).tolist() for row in batch["positive_map"][0]] == [[1, 2, 3], [8, 9], []]
+    assert (batch["box_class"] == NO_CLASS).all() and (batch["token_class"] == NO_CLASS).all()
+    assert np.flatnonzero(batch["mlm_eligible"][0] == MLM_SCORED).tolist() == list(range(1, 10))
+
+
+def test_class_lists_can_be_scored(train):
+    batch = take(train([Detection()], mlm_on_detection=True), 1)[0]
+    np.testing.assert_array_equal(batch["mlm_eligible"] == MLM_SCORED, batch["positive_map"].any(axis=1))
+
+
+def test_all_classes_in_order(train, tokenizer):
+    expected = tokenizer.encode("zebra. hot dog. cat. cow", TOKENS).ids
+    batch = take(train([Detection()], num_negatives=None), 1)[0]
+    assert (batch["token_ids"] == expected).all()
+    with pytest.raises(ValueError, match="source 'toy': prompt of classes 0 to 3 .*expected at most 8"):
+        train([Detection()], num_negatives=None, max_tokens=8)
+
+
+def test_images_without_usable_boxes_stay(train):
+    boxes = np.array([[1, 1, 20, 20], [5, 5, 5, 9], [70, 5, 90, 20]], np.float32)
+    source = One(boxes=boxes, classes=np.zeros(3, np.int32), is_crowd=np.array([True, False, False]))
+    batch = take(train([source]), 1)[0]
+    assert not batch["box_mask"].any() and not batch["positive_map"].any()
+    assert batch["token_mask"].any()
+
+
+def test_boxes_of_classes_that_do_not_fit_are_dropped(train):
+    boxes = np.tile(np.array([[1, 1, 20, 20]], np.float32), (3, 1))
+    source = One(boxes=boxes, classes=np.array([0, 1, 2], np.int32))
+    batch = take(train([source], max_tokens=7, batch_size=16), 1)[0]     # room for five tokens
+    for row in range(16):
+        kept = batch["box_mask"][row]
+        assert 1 <= kept.sum() <= 2
+        assert batch["positive_map"][row, kept].any(axis=1).all()
+
+
+def test_more_boxes_than_room(train, evaluate):
+    boxes = np.array([[n, n, n + 9, n + 9] for n in range(8)], np.float32)
+    source = One(boxes=boxes, classes=np.zeros(8, np.int32))
+    batch = take(train([source], batch_size=16), 1)[0]
+    assert batch["box_mask"].all()
+    tops = (batch["boxes"][:, :, 1] / batch["scale"][:, :1]).round().astype(int)
+    chosen = {tuple(row) for row in tops.tolist()}
+    assert len(chosen) > 4 and all(len(set(choice)) == BOXES for choice in chosen)
+    batch = next(evaluate(source, batch_size=1))
+    assert (batch["boxes"][0, :, 1] / batch["scale"][0, 0]).round().tolist() == [0, 1, 2]
+
+
+def test_masks_follow_their_boxes(train):
+    batches = take(train([Detection()], mask_size=8, batch_size=8), 2)
+    for batch in batches:
+        assert batch["masks"].shape == (8, BOXES, 8, 8)
+        left, right = (batch["masks"][:, :2, :, side].any(axis=(2, 3)) for side in (slice(0, 3), slice(5, 8)))
+        assert not (left & right).any()                                # half of the box, on one side
+        assert not batch["masks"][:, 2].any()
+        check_batch(batch, CANVAS, TOKENS, BOXES)
+    lefts = np.concatenate([batch["masks"][:, :2, :, 0].any(axis=(1, 2)) for batch in batches])
+    assert lefts.any() and not lefts.all()                             # some are mirrored
+
+
+def test_evaluation_reads_every_record_once_in_order(evaluate):
+    batches = list(evaluate(Detection()))
+    assert [batch["example_id"].tolist() for batch in batches] == [
+        [100, 101, 102, 103], [104, 105, 106, 107], [108, 109, -1, -1]]
+    last = batches[-1]
+    for key in ("token_mask", "box_mask", "positive_map", "image"):
+        assert not last[key][2:].any()
+    for key in ("image_size", "original_size", "scale"):
+        assert (last[key][2:] == 1).all()
+    assert last["original_size"][:2].tolist() == [[40, 60], [60, 40]]
+    np.testing.assert_allclose((last["scale"] * last["original_size"])[:2], last["image_size"][:2], rtol=1e-6)
+    np.testing.assert_allclose(last["boxes"][0, :2], Detection()[8]["boxes"] * 1.6, rtol=1e-5)
+    for batch, again in zip(batches, evaluate(Detection(), parallel_reads=1)):
+        assert_equal(batch, again)
+
+
+def test_evaluation_hosts_take_turns_and_yield_alike(evaluate):
+    whole = list(evaluate(Detection(9)))
+    hosts = [list(evaluate(Detection(9), process_index=host, process_count=4)) for host in range(4)]
+    assert [len(batches) for batches in hosts] == [3] * 4
+    for step, batch in enumerate(whole):
+        assert_equal(batch, {key: np.concatenate([host[step][key] for host in hosts]) for key in batch})
+
+
+def test_evaluation_on_several_canvases(evaluate):
+    canvases = [(96, 96), (96, 64), (64, 96)]
+    batches = list(evaluate(Detection(), canvases=canvases))
+    assert [batch["image"].shape[1:3] for batch in batches] == [(96, 64)] * 2 + [(64, 96)] * 2
+    assert [batch["example_id"].tolist() for batch in batches] == [
+        [101, 103, 105, 107], [109, -1, -1, -1], [100, 102, 104, 106], [108, -1, -1, -1]]
+    with pytest.raises(ValueError, match="source 'captions': found 3 canvases and no method image_size"):
+        evaluate(Captions(), canvases=canvases)
+
+
+def test_evaluation_prompts(evaluate, tokenizer):
+    table = ClassTable(NAMES)
+    chunks = prompts.evaluation_prompts(NAMES, tokenizer, TOKENS, classes_per_prompt=2)
+    whole, = prompts.evaluation_prompts(NAMES, tokenizer, TOKENS)
+    batch = next(evaluate(Detection(), class_table=table))
+    assert (batch["token_ids"] == whole.encoding.ids).all()
+    assert (batch["positive_map"].any(axis=2) == batch["box_mask"]).all()
+    assert (batch["mlm_eligible"] == MLM_NEVER).all()
+    first = next(evaluate(Detection(), prompt=chunks[1]))
+    assert (first["token_ids"] == chunks[1].encoding.ids).all()
+    np.testing.assert_array_equal(first["boxes"], batch["boxes"])
+    named = first["positive_map"].any(axis=2)
+    in_chunk = np.isin(batch["box_class"], table.ids(NAMES[2:]))
+    np.testing.assert_array_equal(named, in_chunk & batch["box_mask"])
+    assert (first["box_class"] == NO_CLASS).all()
+
+
+class Broken(Detection):
+    def __init__(self, error):
+        super().__init__()
+        self._error = error
+
+    def __getitem__(self, index):
+        if index == 6:
+            raise self._error
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("error, message", [
+    (ValueError("photo.jpg: cannot read"), "source 'toy', record 6: photo.jpg: cannot read"),
+    (KeyError("bbox"), "source 'toy', record 6: KeyError: 'bbox'"),
+])
+def test_a_failing_record_is_named_when_its_batch_is_due(train, evaluate, error, message):
+    batches = evaluate(Broken(error), batch_size=2)
+    assert len(take(batches, 3)) == 3
+    with pytest.raises(ValueError) as found:
+        next(batches)
+    assert str(found.value) == message
+    with pytest.raises(ValueError, match="record 6"):
+        take(train([Broken(error)]), 5)
+
+
+BOX = np.array([[1, 1, 9, 9]], np.float32)
+
+
+@pytest.mark.parametrize("record, message", [
+    ({"boxes": BOX, "classes": [4]}, "classes: found 4 to 4, expected 0 to 3"),
+    ({"boxes": BOX, "classes": []}, "classes: found 0 for 1 boxes"),
+    ({"boxes": BOX, "classes": [0], "image": np.zeros((4, 4), np.uint8)}, r"image: found uint8 \[4, 4\]"),
+    ({"boxes": BOX, "classes": [-1], "caption": "a cat", "spans": []}, "spans: found 0 for 1 boxes"),
+    ({"boxes": BOX, "classes": [0], "caption": "a cat", "spans": [[]]}, "classes: found 0 to 0, expected -1"),
+])
+def test_records_against_the_contract_are_refused(evaluate, record, message):
+    with pytest.raises(ValueError, match="source 'toy', record 0: " + message):
+        next(evaluate(One(**record)))
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"batch_size": 5, "process_count": 2}, "batch_size: found 5, expected a positive multiple of the 2"),
+    ({"process_index": 1}, "process_index: found 1, expected 0 to 0"),
+    ({"max_boxes": 0}, "max_boxes: found 0, expected at least 1"),
+    ({"short_sides": (0, 48)}, "short_sides: found 0, expected at least 1"),
+    ({"weights": [1, -1]}, "weights: found"),
+])
+def test_impossible_settings_are_refused_at_once(train, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(**changes)
