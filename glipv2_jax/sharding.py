@@ -59,10 +59,20 @@ def fsdp_sharding(tree, mesh, min_size=2**14):
 
 
 def constrain_batch(tree):
-    """Keeps activations on their image's device; without it the partitioner moves them to the weights."""
-    if jax.sharding.get_abstract_mesh().empty:
+    """Keeps activations on their image's device; without it the partitioner moves them to the weights.
+
+    Does nothing outside of a mesh, and nothing to an array whose leading axis does not divide over the devices (the
+    one prompt that all images of an evaluation share).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return tree
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec(AXES)), tree)
+
+    def one(x):
+        if x.shape[0] % mesh.size:
+            return x
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(AXES))
+    return jax.tree.map(one, tree)
 
 
 def global_batch(batch, mesh):

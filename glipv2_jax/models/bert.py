@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from glipv2_jax.models.config import TextEncoderConfig
+from glipv2_jax.models.layers import Dense
 
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-12, use_fast_variance=False)
 CLAMP = 50000.0
@@ -52,7 +53,7 @@ class BertLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x, token_mask, train=False):
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init)
+        dense = functools.partial(Dense, dtype=self.dtype, kernel_init=self.kernel_init)
         dropout = nn.Dropout(self.dropout, deterministic=not train)
         clamp = (lambda y: jnp.clip(y, -CLAMP, CLAMP)) if self.clamp else (lambda y: y)
 

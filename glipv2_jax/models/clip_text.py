@@ -8,6 +8,7 @@ import numpy as np
 
 from glipv2_jax.models.bert import LayerNorm, masked_attention
 from glipv2_jax.models.config import TextEncoderConfig
+from glipv2_jax.models.layers import Dense
 
 
 class ClipText(nn.Module):
@@ -40,7 +41,7 @@ class ClipLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x, token_mask, train=False):
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02))
+        dense = functools.partial(Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02))
         y = LayerNorm(dtype=self.dtype, name="attention_norm")(x)
         qkv = dense(3 * self.width, name="qkv")(y).reshape(*x.shape[:2], 3, self.num_heads, -1)
         y = masked_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], token_mask).reshape(x.shape)

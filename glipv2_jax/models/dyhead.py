@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from glipv2_jax.models.layers import Dense
 from glipv2_jax.ops.deform_conv import TAPS, corner_table, gather_conv, reread, sampling
 
 # PyTorch's default for a 3×3 convolution of C channels: U(±1/√(9C)) for weight and bias.
@@ -61,7 +62,7 @@ class DyConv(nn.Module):
                 at += h * w
                 y = norm(y.astype(self.dtype))
                 merged[branch[0]].append(upsample_aligned(y, sizes[branch[0]]) if name == "coarser" else y)
-        scale = nn.Dense(1, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01), name="scale_attention")
+        scale = Dense(1, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01), name="scale_attention")
         relu = DyReLU(self.channels, self.dtype, name="relu")
         return [relu(self._average(scale, maps)) for maps in merged]
 
@@ -79,7 +80,7 @@ class DyReLU(nn.Module):
     @nn.compact
     def __call__(self, y):
         hidden = self.channels // 4
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=TORCH_DEFAULT)
+        dense = functools.partial(Dense, dtype=self.dtype, kernel_init=TORCH_DEFAULT)
         theta = nn.relu(dense(hidden, bias_init=_uniform(self.channels), name="fc1")(y.mean((1, 2))))
         theta = jax.nn.hard_sigmoid(dense(4 * self.channels, bias_init=_uniform(hidden), name="fc2")(theta))
         a1, b1, a2, b2 = jnp.split(theta[:, None, None] - 0.5, 4, axis=-1)

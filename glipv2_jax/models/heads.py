@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from glipv2_jax.models.bert import CLAMP, LayerNorm
 from glipv2_jax.models.dyhead import TORCH_DEFAULT
+from glipv2_jax.models.layers import Dense
 
 # A region is a match with probability 1 % before training.
 PRIOR_BIAS = -4.59511985013459
@@ -19,7 +20,7 @@ class LocalizationHead(nn.Module):
 
     @nn.compact
     def __call__(self, levels):
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01))
+        dense = functools.partial(Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01))
         box, centerness = dense(4, name="box"), dense(1, name="centerness")
         scales = self.param("scales", nn.initializers.ones, (len(levels),))
         flat = [x.reshape(x.shape[0], -1, x.shape[-1]) for x in levels]
@@ -47,7 +48,7 @@ class GroundingHead(nn.Module):
         log_scale = self.param("log_scale", nn.initializers.zeros, (1,))
         words = normalize(words)
         # Only the projection sees the halved embedding; the bias is neither halved nor divided by the temperature.
-        projection = nn.Dense(regions.shape[-1], dtype=self.dtype, kernel_init=TORCH_DEFAULT, name="text_projection")
+        projection = Dense(regions.shape[-1], dtype=self.dtype, kernel_init=TORCH_DEFAULT, name="text_projection")
         projected = projection((words / 2).astype(self.dtype))
         logits = jnp.einsum("bac,btc->bat", regions, projected, preferred_element_type=jnp.float32)
         logits = logits / jnp.exp(log_scale) + (words @ bias_lang + bias0)[:, None]
@@ -61,7 +62,7 @@ class MLMHead(nn.Module):
 
     @nn.compact
     def __call__(self, words):
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02))
+        dense = functools.partial(Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02))
         x = nn.gelu(dense(words.shape[-1], name="transform")(words), approximate=False)
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
         return dense(self.vocab_size, name="decoder")(x).astype(jnp.float32)
@@ -78,7 +79,7 @@ class ContrastiveHead(nn.Module):
 
     @nn.compact
     def __call__(self, regions, words):
-        dense = functools.partial(nn.Dense, self.dim, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
+        dense = functools.partial(Dense, self.dim, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
         # Differs from GLIP: its temperature starts at 1, which leaves a softmax over 10⁴ unit vectors nearly flat.
         log_scale = self.param("log_scale", nn.initializers.constant(jnp.log(0.07)), (1,))
         return normalize(dense(name="image")(regions)), normalize(dense(name="text")(words)), log_scale[0]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glipv2_jax.models.config import ImageEncoderConfig
+from glipv2_jax.models.layers import Dense
 from glipv2_jax.models.regularization import drop_path
 
 # The fast variance (mean of squares minus square of mean) loses digits that parity needs.
@@ -71,7 +72,7 @@ class PatchMerging(nn.Module):
         x = _pad_to_multiple(x, 2)
         x = jnp.concatenate([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], axis=-1)
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
-        return nn.Dense(self.dim, use_bias=False, dtype=self.dtype, name="reduction")(x)
+        return Dense(self.dim, use_bias=False, dtype=self.dtype, name="reduction")(x)
 
 
 class SwinBlock(nn.Module):
@@ -100,8 +101,8 @@ class SwinBlock(nn.Module):
             y = jnp.roll(y, (self.shift, self.shift), axis=(1, 2))
         x = x + self._drop_path(y[:, :height, :width], train)
         y = LayerNorm(dtype=self.dtype, name="norm2")(x)
-        y = nn.Dense(4 * self.dim, dtype=self.dtype, name="mlp_in")(y)
-        y = nn.Dense(self.dim, dtype=self.dtype, name="mlp_out")(nn.gelu(y, approximate=False))
+        y = Dense(4 * self.dim, dtype=self.dtype, name="mlp_in")(y)
+        y = Dense(self.dim, dtype=self.dtype, name="mlp_out")(nn.gelu(y, approximate=False))
         return x + self._drop_path(y, train)
 
     def _drop_path(self, y, train):
@@ -127,14 +128,14 @@ class WindowAttention(nn.Module):
         table = self.param("relative_position_bias_table", nn.initializers.truncated_normal(0.02),
                            ((2 * self.window - 1)**2, self.num_heads))
         bias = table[relative_position_index(self.window)].transpose(2, 0, 1)         # [N, M², M²]
-        qkv = nn.Dense(3 * self.dim, dtype=self.dtype, name="qkv")(x).reshape(b, w, t, 3, self.num_heads, head_dim)
+        qkv = Dense(3 * self.dim, dtype=self.dtype, name="qkv")(x).reshape(b, w, t, 3, self.num_heads, head_dim)
         q, k, v = qkv[..., 0, :, :] * head_dim**-0.5, qkv[..., 1, :, :], qkv[..., 2, :, :]
         scores = jnp.einsum("bwqnd,bwknd->bwnqk", q, k, preferred_element_type=jnp.float32) + bias
         if mask is not None:
             scores = scores + mask[:, None]
         weights = nn.softmax(scores).astype(self.dtype)
         out = jnp.einsum("bwnqk,bwknd->bwqnd", weights, v).reshape(b, w, t, self.dim)
-        return nn.Dense(self.dim, dtype=self.dtype, name="proj")(out)
+        return Dense(self.dim, dtype=self.dtype, name="proj")(out)
 
 
 def window_partition(x, window):

@@ -1,0 +1,85 @@
+"""Defaults that every run shares. A config file starts from these and states what differs."""
+import ml_collections
+
+
+def get_config():
+    """The released GLIP-T recipe where it has a value."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.init_from = ""                    # workdir whose latest checkpoint gives the first parameters
+
+    config.model = ml_collections.ConfigDict()
+    config.model.variant = "glipv2_t"        # a name in glipv2_jax/models/config.py
+    config.model.overrides = ml_collections.ConfigDict()
+    config.model.dtype = "float32"           # of computation; parameters, norms, softmax and losses stay float32
+
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.data = -1                    # devices along each axis; -1: what is left
+    config.mesh.fsdp = 1                     # parameters and optimizer state are split over this axis
+    config.mesh.min_shard_size = 2**14       # elements; smaller arrays stay whole
+
+    config.data = ml_collections.ConfigDict()
+    config.data.root = ""                    # prefix of the relative paths below
+    config.data.train_json = ""              # COCO-format file; takes the place of `train`
+    config.data.train_images = ""            # folder of its images
+    config.data.eval_json = ""
+    config.data.eval_images = ""
+    config.data.train = ()                   # sources: dicts of kind, weight and the kind's options
+    config.data.eval = ()                    # sources: dicts of kind, name and the kind's options
+    config.data.class_names = ml_collections.ConfigDict()   # better words for classes of a COCO file, file's → prompt's
+    config.data.bad_boxes = "error"          # of a COCO file; "repair" drops or cuts boxes outside of their image
+    config.data.vocabulary = ""              # WordPiece file; empty: bert-base-uncased, which ships with the package
+    config.data.canvas = (1344, 1344)        # height and width of every training image, pixels
+    config.data.short_sides = (480, 560, 640, 720, 800)   # one is drawn for each training image
+    config.data.max_size = 1333              # limit of the long side, pixels
+    config.data.max_tokens = 256
+    config.data.max_boxes = 100
+    config.data.num_negatives = 85           # absent class names in a training prompt, at most; -1: always all classes
+    config.data.flip_probability = 0.5
+    config.data.parallel_reads = 8           # examples read at a time
+
+    config.train = ml_collections.ConfigDict()
+    config.train.batch_size = 64             # images of a step, over all devices
+    config.train.num_steps = 330_000
+    config.train.accumulation_steps = 1      # micro-batches of a step
+    config.train.ema_decay = 0.999           # of the averaged parameters; 0: none
+    config.train.freeze = ()                 # regular expressions of parameter paths to leave alone
+    config.train.log_every_steps = 20
+    config.train.checkpoint_every_steps = 2500
+    config.train.eval_every_steps = 0        # 0: only at the end
+    config.train.keep_checkpoints = 2
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.text_learning_rate = 1e-5
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.bias_rate_factor = 2.0
+    config.optimizer.clip_norm = 1.0         # of the whole gradient; 0: off
+    config.optimizer.schedule = "multistep"  # or "cosine"
+    config.optimizer.milestones = (0.67, 0.89)   # fractions of the run, or steps
+    config.optimizer.gamma = 0.1
+    config.optimizer.warmup_steps = 2000
+    config.optimizer.warmup_factor = 0.001
+    config.optimizer.warmup_method = "linear"
+    config.optimizer.min_learning_rate = 1e-6    # cosine only
+    config.optimizer.decay_weight_decay = False  # GLIP-L drops the decay ahead of the rate
+
+    config.loss = ml_collections.ConfigDict()
+    config.loss.mlm_rate = 0.15              # 0: no masked language modelling
+    config.loss.contrastive_regions = 100    # regions of an image in the inter-image loss; 0: off
+    config.loss.weights = ml_collections.ConfigDict()   # of box, centerness, alignment, inter, mlm; 1 where absent
+
+    config.eval = ml_collections.ConfigDict()
+    config.eval.batch_size = 8
+    config.eval.canvases = ((800, 1344), (1344, 800), (1344, 1344))   # an image goes to the smallest that holds it
+    config.eval.short_side = 800
+    config.eval.max_size = 1333
+    config.eval.classes_per_prompt = 0       # 0: all class names in one prompt
+    config.eval.score_threshold = 0.05
+    config.eval.pre_nms_top_n = 1000         # candidates of a level
+    config.eval.nms_threshold = 0.6
+    config.eval.max_detections = 100         # of an image and prompt
+    config.eval.aggregation = "mean"         # of a class's word probabilities: mean, max or power
+    config.eval.ema = False                  # score the averaged parameters
+    config.eval.num_pictures = 12            # of each source, on the sheet
+    return config

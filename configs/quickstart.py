@@ -1,0 +1,44 @@
+"""GLIPv2 learns to ground words in rendered scenes, all losses on, on a CPU.
+
+    python -m glipv2_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+from configs import common
+
+
+def get_config():
+    config = common.get_config()
+    config.model.variant = "glipv2_nano"
+    size = (128, 128)
+    scenes = {"kind": "scenes", "canvas": size, "seed": 0}
+    config.data.train = (
+        {**scenes, "task": "detection", "split": "train", "num_examples": 100_000, "weight": 0.6},
+        {**scenes, "task": "caption", "split": "train", "num_examples": 100_000, "weight": 0.4},
+    )
+    config.data.eval = (
+        {**scenes, "task": "detection", "split": "test", "num_examples": 200, "name": "seen"},
+        {**scenes, "task": "detection", "split": "heldout", "num_examples": 200, "name": "heldout"},
+        {**scenes, "task": "caption", "split": "test", "num_examples": 200, "name": "captions"},
+    )
+    config.data.canvas = size
+    config.data.short_sides = (128,)
+    config.data.max_size = 128
+    config.data.max_tokens = 64
+    config.data.max_boxes = 16
+    config.data.num_negatives = 12
+
+    config.train.batch_size = 16
+    config.train.num_steps = 1500
+    config.train.ema_decay = 0.0
+    config.train.checkpoint_every_steps = 500
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.text_learning_rate = 1e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 50
+    config.loss.contrastive_regions = 32
+
+    config.eval.batch_size = 20
+    config.eval.canvases = (size,)
+    config.eval.short_side = 128
+    config.eval.max_size = 128
+    config.eval.classes_per_prompt = 15
+    return config

@@ -1,0 +1,181 @@
+"""A run from beginning to end. Read from top to bottom."""
+import dataclasses
+import functools
+import json
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from glipv2_jax import sharding
+from glipv2_jax.checkpoint import Checkpoints, load_params, read_about
+from glipv2_jax.evaluate import Predictor, evaluate
+from glipv2_jax.metrics import Progress, Writer
+from glipv2_jax.models.config import model_config
+from glipv2_jax.models.glipv2 import GLIPv2
+from glipv2_jax.optim import default_freeze, make_optimizer
+from glipv2_jax.train_state import abstract_state, shardings_of
+from glipv2_jax.train_step import Objective, train_step
+from input_pipeline import train_batches
+from input_pipeline.registry import eval_specs, make_source, train_specs
+from input_pipeline.schema import batch_spec
+from input_pipeline.sources import ClassTable
+from input_pipeline.tokenizer import Tokenizer
+
+
+def build(config):
+    """(mesh, tokenizer, model) of a config. Raises: ValueError where they do not fit each other."""
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    tokenizer = Tokenizer(config.data.vocabulary or None)
+    model = GLIPv2(model_config(config.model.variant, config.model.overrides), dtype=jnp.dtype(config.model.dtype))
+    words = model.config.text_encoder.vocab_size
+    if words != tokenizer.vocab_size:
+        raise ValueError(f"model: a text encoder of {words} words, but the vocabulary has {tokenizer.vocab_size}; set "
+                         "data.vocabulary or model.overrides.text_encoder.vocab_size")
+    if config.eval.batch_size % mesh.size:
+        raise ValueError(f"eval.batch_size: found {config.eval.batch_size}, expected a multiple of the {mesh.size} devices")
+    return mesh, tokenizer, model
+
+
+def make_eval_sources(data):
+    """List of (name, source) that a run is scored on."""
+    return [(spec["name"], make_source(spec, data.root)) for spec in eval_specs(data)]
+
+
+def train_and_evaluate(config, workdir):
+    """Trains until `config.train.num_steps`, resuming what the workdir holds, then evaluates.
+
+    Args:
+      config: ConfigDict, as configs/common.py describes it.
+      workdir: folder of checkpoints, metrics, results and pictures; made when missing.
+    Returns: dict of scores.
+    Raises: ValueError for a config that cannot work; FloatingPointError for a loss that is not finite.
+    """
+    workdir = pathlib.Path(workdir)
+    is_main = jax.process_index() == 0
+    t, d = config.train, config.data
+
+    # -- mesh, tokenizer, model; data
+    mesh, tokenizer, model = build(config)
+    micro_batch = t.batch_size // t.accumulation_steps
+    if t.batch_size % t.accumulation_steps or micro_batch % mesh.size:
+        raise ValueError(f"train.batch_size: found {t.batch_size} in {t.accumulation_steps} micro-batches, expected a "
+                         f"multiple of the {mesh.size} devices in each")
+    specs = train_specs(d)
+    sources = [make_source(spec, d.root) for spec in specs]
+    eval_sources = make_eval_sources(d)
+
+    # -- optimizer and losses
+    optimizer = make_optimizer(config.optimizer, t.num_steps, (*default_freeze(model.config), *t.freeze))
+    objective = Objective(
+        tokenizer.mask_id, tokenizer.vocab_size, config.loss.mlm_rate if model.config.mlm_head else 0.0,
+        config.loss.contrastive_regions if model.config.contrastive_dim else 0, tuple(config.loss.weights.items()))
+
+    # -- sharded state: the workdir's own, else init_from's parameters, else fresh
+    spec = batch_spec(1, tuple(d.canvas), d.max_tokens, d.max_boxes)
+    one = {key: jax.ShapeDtypeStruct(shape, dtype) for key, (shape, dtype) in spec.items()}
+    create, abstract = abstract_state(model, optimizer, one, t.ema_decay > 0, mesh, config.mesh.min_shard_size)
+    checkpoints = Checkpoints(workdir, t.keep_checkpoints)
+    state = checkpoints.restore(abstract)
+    if state is None:
+        state = jax.jit(create, out_shardings=shardings_of(abstract))(jax.random.key(config.seed))
+        if config.init_from:
+            params = load_params(config.init_from, abstract.params)
+            ema = jax.tree.map(jnp.copy, params) if t.ema_decay > 0 else None
+            state = state.replace(params=params, ema_params=ema)
+    start_step = int(state.step)
+    if is_main:
+        count = sum(x.size for x in jax.tree.leaves(state.params))
+        logging.info("%s: %.1f M parameters, mesh %s, from step %d of %d, %d training images", config.model.variant,
+                     count / 1e6, dict(mesh.shape), start_step, t.num_steps, sum(map(len, sources)))
+        (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+    about = json.loads(config.to_json_best_effort()), dataclasses.asdict(model.config)
+
+    # -- the step
+    step_fn = jax.jit(functools.partial(train_step, model, objective, optimizer, t.ema_decay, t.accumulation_steps),
+                      donate_argnums=0, out_shardings=(shardings_of(abstract), sharding.replicated(mesh)))
+    key = jax.device_put(jax.random.key(config.seed + 1), sharding.replicated(mesh))
+
+    def score(state):
+        params = state.ema_params if config.eval.ema and state.ema_params is not None else state.params
+        predictor = Predictor(model, params, mesh, config.eval)
+        return evaluate(predictor, mesh, config, eval_sources, tokenizer, workdir,
+                        f"{workdir.name}, step {int(state.step)}" + (", averaged" if params is not state.params else ""))
+
+    # -- loop
+    scores = {}
+    with jax.set_mesh(mesh), Writer(workdir, enabled=is_main, start_step=start_step) as writer:
+        if start_step < t.num_steps:
+            batches = train_batches(
+                sources, [spec["weight"] for spec in specs], seed=config.seed, start_step=start_step,
+                batch_size=t.batch_size, canvas=tuple(d.canvas), short_sides=tuple(d.short_sides), max_size=d.max_size,
+                max_tokens=d.max_tokens, max_boxes=d.max_boxes,
+                num_negatives=None if d.num_negatives < 0 else d.num_negatives, flip_probability=d.flip_probability,
+                class_table=ClassTable.from_sources(sources), tokenizer=tokenizer,
+                process_index=jax.process_index(), process_count=jax.process_count(), parallel_reads=d.parallel_reads)
+            logging.info("compiling the training step: about a minute for a small model, several for a large one")
+            pending = None
+            with Progress("train", total=t.num_steps, unit="steps", done=start_step) as progress:
+                for step, batch in zip(range(start_step, t.num_steps), batches):
+                    state, metrics = step_fn(state, sharding.global_batch(batch, mesh), key)
+                    # The former step is looked at while this one runs: the device never waits for the host.
+                    _check_finite(pending, sources)
+                    pending = step, metrics, (batch["source"], batch["example_id"])
+                    done = step + 1
+                    last = done == t.num_steps
+                    if last or done % t.log_every_steps == 0 or done == start_step + 1:
+                        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+                        writer.scalars(done, values)
+                        progress.update(done, values, images=(done - start_step) * t.batch_size)
+                    if last or (t.checkpoint_every_steps and done % t.checkpoint_every_steps == 0):
+                        _check_finite(pending, sources)
+                        checkpoints.save(state, *about)
+                    if not last and t.eval_every_steps and done % t.eval_every_steps == 0:
+                        writer.scalars(done, score(state))
+            _check_finite(pending, sources)
+        started = time.perf_counter()
+        scores = score(state)
+        writer.scalars(t.num_steps, scores)
+        if is_main:
+            logging.info("evaluated in %.0f s: %s", time.perf_counter() - started,
+                         ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+    checkpoints.close()
+    return scores
+
+
+def _check_finite(pending, sources):
+    """Stops the run at a step whose loss or gradient was not finite. That step changed no parameter."""
+    if pending is None:
+        return
+    step, metrics, (source, example) = pending
+    if not bool(jax.device_get(metrics["finite"])):
+        names = sorted({f"{sources[s].name} image {e}" for s, e in zip(np.asarray(source), np.asarray(example))})
+        raise FloatingPointError(
+            f"step {step}: loss {float(metrics['loss'])}, gradient norm {float(metrics['grad_norm'])}; expected finite "
+            f"numbers. Losses: { {k: float(v) for k, v in metrics.items() if k.startswith('loss_')} }. "
+            f"Examples on this host: {', '.join(names)}")
+
+
+def evaluate_only(config, workdir):
+    """Scores the latest checkpoint of a workdir on the config's evaluation sources, and writes the results there.
+
+    Returns: dict of scores.
+    Raises: FileNotFoundError without a checkpoint; ValueError if it does not fit the config's model.
+    """
+    mesh, tokenizer, model = build(config)
+    spec = batch_spec(1, tuple(config.data.canvas), config.data.max_tokens, config.data.max_boxes)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), **{
+        key: jnp.zeros(*spec[key]) for key in ("image", "image_size", "token_ids", "token_mask")}))["params"]
+    shardings = sharding.fsdp_sharding(shapes, mesh, config.mesh.min_shard_size)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    params = load_params(workdir, abstract, ema=config.eval.ema)
+    with jax.set_mesh(mesh):
+        predictor = Predictor(model, params, mesh, config.eval)
+        name = f"{pathlib.Path(workdir).name}, step {read_about(workdir)['next_step']}" + (", averaged" if config.eval.ema else "")
+        scores = evaluate(predictor, mesh, config, make_eval_sources(config.data), tokenizer, workdir, name)
+    if jax.process_index() == 0:
+        logging.info("%s", ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+    return scores
