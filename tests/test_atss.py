@@ -65,7 +65,7 @@ def test_reference_training_batch(load_reference):
     images = sorted(key.split(".")[1] for key in arrays if re.fullmatch(r"assign\.\d+\.matched_gt", key))
     most = max(len(arrays[f"target.{i}.boxes"]) for i in images)
     boxes, masks = map(np.stack, zip(*(pad(arrays[f"target.{i}.boxes"], most) for i in images)))
-    matched = jax.vmap(lambda b, m: atss.assign(all_anchors, sizes, b, m))(boxes, masks)
+    matched = jax.jit(jax.vmap(lambda b, m: atss.assign(all_anchors, sizes, b, m)))(boxes, masks)
     for i, found in zip(images, matched):
         tie = tied(all_anchors, sizes, arrays[f"target.{i}.boxes"])
         check(found, arrays[f"assign.{i}.matched_gt"], tie, f"image {i}")

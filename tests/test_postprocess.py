@@ -40,7 +40,7 @@ def label_table(positive_map, num_tokens):
 
 
 def check_same_set(found, boxes, scores, labels, max_detections, name):
-    """One image. A full result is compared above its last score, where equal ones may compete for the place."""
+    """One image. A full result is compared above its last score, for which equal ones may compete."""
     mine = {key: np.asarray(value)[np.asarray(found["mask"])] for key, value in found.items()}
     assert len(mine["scores"]) == min(len(scores), max_detections), name
     assert (np.diff(mine["scores"]) <= 0).all()
