@@ -1,0 +1,64 @@
+"""Recall@k of phrase grounding: is one of the k best boxes of a phrase on one of the things that it names?"""
+import numpy as np
+from pycocotools import mask as coco_mask
+
+RECALL_AT = (1, 5, 10)
+
+
+def phrase_recall(examples, *, iou_threshold=0.5):
+    """Recall of caption phrases under the any-box protocol of Flickr30k Entities.
+
+    A phrase is found at k if any of its k best boxes overlaps any of its true boxes by `iou_threshold` or more.
+    Overlap is of continuous boxes, width = x2 − x1, as this benchmark has it; COCO files count one pixel more.
+
+    Args:
+      examples: iterable, one per caption, of lists of phrases; a phrase is a dict with
+        `gt_boxes`: [m, 4] float, `xyxy`; a phrase with none is not counted, as in the benchmark;
+        `pred_boxes`: [K, 4] float in the same pixels, best score first, may be empty.
+        `types`: names of its kinds ("people", "animals"), optional; a phrase counts under each.
+    Returns: dict with `recall@1`, `recall@5`, `recall@10`, `upper_bound` (any of all its boxes), `num_phrases`, and
+      `types`: kind -> the same five entries, only for kinds that occur. Without a phrase the recalls are None.
+    Raises: ValueError naming the caption and phrase whose boxes are not [n, 4].
+    Source: GLIP, data/datasets/evaluation/flickr/flickr_eval.py, FLICKR_GT_TYPE "separate".
+    """
+    first_hits, kinds = [], {}
+    for n, phrases in enumerate(examples):
+        for m, phrase in enumerate(phrases):
+            where = f"caption {n}, phrase {m}"
+            gt_boxes = _boxes(phrase["gt_boxes"], f"{where}: gt_boxes")
+            pred_boxes = _boxes(phrase["pred_boxes"], f"{where}: pred_boxes")
+            if len(gt_boxes):
+                first_hit = _first_hit(gt_boxes, pred_boxes, iou_threshold)
+                first_hits.append(first_hit)
+                for kind in phrase.get("types", ()):
+                    kinds.setdefault(kind, []).append(first_hit)
+    return {**_recalls(first_hits), "types": {kind: _recalls(kinds[kind]) for kind in sorted(kinds)}}
+
+
+def _first_hit(gt_boxes, pred_boxes, iou_threshold):
+    """Rank from 0 of the first box that hits; infinity if none does."""
+    if not len(pred_boxes):
+        return np.inf
+    overlaps = coco_mask.iou(_xywh(pred_boxes), _xywh(gt_boxes), [0] * len(gt_boxes))     # [K, m]
+    hits = np.flatnonzero(overlaps.max(axis=1) >= iou_threshold)
+    return hits[0] if len(hits) else np.inf
+
+
+def _recalls(first_hits):
+    first_hits = np.asarray(first_hits, np.float64)
+    limits = {**{f"recall@{k}": k for k in RECALL_AT}, "upper_bound": np.inf}
+    recalls = {name: float((first_hits < k).mean()) if len(first_hits) else None for name, k in limits.items()}
+    return {**recalls, "num_phrases": len(first_hits)}
+
+
+def _boxes(boxes, where):
+    boxes = np.asarray(boxes, np.float64)
+    if boxes.size == 0:
+        return boxes.reshape(0, 4)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"{where}: found shape {boxes.shape}, expected [n, 4]")
+    return boxes
+
+
+def _xywh(boxes):
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
