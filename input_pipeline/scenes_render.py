@@ -66,6 +66,8 @@ class Canvas:
         Returns: False if no such place was found; the canvas is then unchanged.
         """
         solid = cutout.alpha > 0.5
+        if not solid.any():  # thinner than half a pixel everywhere
+            return False
         rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
         height, width = (int(found[-1] - found[0]) + 1 for found in (rows, columns))
         room = np.array(self.owner.shape) - (height, width)

@@ -1,0 +1,41 @@
+"""Pictograms that the world of stickers shows, each with the noun it is called by.
+
+No noun covers another (a taxi is here, so a car is not): a phrase must fit all that it could be said of.
+"""
+NAMES = tuple(tuple(entry.split(" ", 1)) for entry in """
+🌭 hot dog, 🌮 taco, 🌯 burrito, 🌰 chestnut, 🌲 pine tree, 🌴 palm tree, 🌵 cactus, 🌷 tulip, 🌹 rose,
+🌻 sunflower, 🌽 corn cob, 🍀 clover, 🍁 maple leaf, 🍄 mushroom, 🍅 tomato, 🍆 eggplant, 🍉 watermelon, 🍋 lemon,
+🍌 banana, 🍍 pineapple, 🍎 apple, 🍐 pear, 🍑 peach, 🍓 strawberry, 🍔 hamburger, 🍕 pizza slice, 🍗 chicken leg,
+🍙 rice ball, 🍡 dango, 🍦 ice cream cone, 🍩 doughnut, 🍪 cookie, 🍫 chocolate bar, 🍭 lollipop, 🍮 custard,
+🍯 honey pot, 🍰 cake, 🍱 lunch box, 🍳 frying pan, 🍵 teacup, 🍷 wine glass, 🍸 cocktail, 🍺 beer mug,
+🍼 baby bottle, 🥐 croissant, 🥑 avocado, 🥒 cucumber, 🥔 potato, 🥕 carrot, 🥖 baguette, 🥗 salad, 🥚 egg,
+🥜 peanut, 🥝 kiwi, 🥞 pancake, 🥟 dumpling, 🥣 bowl, 🥥 coconut, 🥦 broccoli, 🥧 pie, 🥨 pretzel, 🥩 steak,
+🥪 sandwich, 🥫 can, 🥭 mango, 🥯 bagel, 🧀 cheese, 🧁 cupcake, 🧂 salt shaker, 🧄 garlic bulb, 🧅 onion,
+🧇 waffle, 🎀 ribbon, 🎁 present, 🎃 pumpkin, 🎄 christmas tree, 🎈 balloon, 🎒 backpack, 🎠 carousel,
+🎡 ferris wheel, 🎤 microphone, 🎧 headset, 🎨 palette, 🎩 top hat, 🎪 circus tent, 🎫 ticket, 🎬 clapper board,
+🎮 game controller, 🎯 target, 🎰 slot machine, 🎷 saxophone, 🎸 guitar, 🎹 piano, 🎺 trumpet, 🎻 violin,
+🏀 basketball, 🏆 trophy, 🏈 football, 🏐 volleyball, ⚽ soccer ball, ⚾ baseball, 🥁 drum, 🥊 boxing glove,
+🥎 softball, 🐀 rat, 🐁 mouse, 🐄 cow, 🐅 tiger, 🐆 leopard, 🐇 rabbit, 🐈 cat, 🐉 dragon, 🐊 crocodile, 🐋 whale,
+🐌 snail, 🐍 snake, 🐎 horse, 🐐 goat, 🐑 sheep, 🐒 monkey, 🐓 rooster, 🐕 dog, 🐖 pig, 🐘 elephant, 🐙 octopus,
+🐚 shell, 🐛 caterpillar, 🐜 ant, 🐝 bee, 🐞 ladybug, 🐟 fish, 🐢 turtle, 🐤 chick, 🐧 penguin, 🐨 koala, 🐫 camel,
+🐬 dolphin, 🐸 frog, 🐹 hamster, 🐺 wolf, 🐼 panda, 🐿 chipmunk, 🦀 crab, 🦁 lion, 🦂 scorpion, 🦃 turkey,
+🦄 unicorn, 🦅 eagle, 🦆 duck, 🦇 bat, 🦈 shark, 🦉 owl, 🦊 fox, 🦋 butterfly, 🦌 deer, 🦍 gorilla, 🦎 lizard,
+🦏 rhinoceros, 🦐 shrimp, 🦑 squid, 🦒 giraffe, 🦓 zebra, 🦔 hedgehog, 🦕 dinosaur, 🦘 kangaroo, 🦙 llama,
+🦚 peacock, 🦛 hippopotamus, 🦜 parrot, 🦝 raccoon, 🦞 lobster, 🦡 badger, 🦢 swan, 🦥 sloth, 🦦 otter, 🦨 skunk,
+🦩 flamingo, 👑 crown, 👕 shirt, 👗 dress, 👘 kimono, 👛 purse, 👟 sneaker, 👠 high heel, 👢 boot, 🧢 cap, 🧣 scarf,
+🧥 coat, 🧦 sock, 💄 lipstick, 💈 barber pole, 💉 syringe, 💊 pill, 💍 ring, 💎 gem, 💐 bouquet, 💡 light bulb,
+💣 bomb, 💰 money bag, 💳 credit card, 💻 laptop, 💼 briefcase, 💾 floppy disk, 📁 folder, 📅 calendar,
+📋 clipboard, 📌 pushpin, 📏 ruler, 📕 book, 📜 scroll, 📦 package, 📮 mailbox, 📰 newspaper, 📱 mobile phone,
+📷 camera, 📺 television, 📻 radio, 🔋 battery, 🔑 key, 🔒 lock, 🔔 bell, 🔥 fire, 🔦 flashlight, 🔧 wrench,
+🔨 hammer, 🔪 knife, 🔬 microscope, 🔭 telescope, 🔮 crystal ball, 🚀 rocket, 🚁 helicopter, 🚂 locomotive,
+🚌 bus, 🚑 ambulance, 🚒 fire engine, 🚓 police car, 🚕 taxi, 🚙 jeep, 🚜 tractor, 🚢 ship, 🚤 speedboat,
+🚦 traffic light, 🚧 barrier, 🚪 door, 🚽 toilet, 🛁 bathtub, 🛒 shopping cart, 🛡 shield, 🛴 scooter, 🛶 canoe,
+🛷 sled, 🛸 flying saucer, 🛹 skateboard, 🛻 pickup truck, 🪀 yo-yo, 🪁 kite, 🪂 parachute, 🪐 planet, 🪑 chair,
+🪓 axe, 🪕 banjo, 🪗 accordion, 🪙 coin, 🪚 saw, 🪛 screwdriver, 🪜 ladder, 🪞 mirror, 🪟 window, 🪣 bucket,
+🪥 toothbrush, 🪨 rock, 🪴 potted plant, 🪵 log, 🪶 feather, 🫐 blueberry, 🫑 bell pepper, 🫒 olive, 🫖 teapot,
+🧠 brain, 🧩 puzzle piece, 🧪 test tube, 🧭 compass, 🧯 fire extinguisher, 🧰 toolbox, 🧱 brick wall, 🧲 magnet,
+🧳 suitcase, 🧵 thread spool, 🧶 yarn ball, 🧸 teddy bear, 🧹 broom, 🧺 basket, 🧻 paper roll, 🧼 soap bar,
+🧽 sponge, 🏠 house, 🏢 office building, 🏰 castle, ⛪ church, ⛺ tent, ⛵ sailboat, ⛄ snowman, ☂ umbrella,
+☁ cloud, ☕ coffee cup, ⚓ anchor, ⌚ watch, ✈ airplane, ✉ envelope, ✏ pencil, ⭐ star, 🌈 rainbow, 🌙 moon,
+🌋 volcano, 🌍 globe
+""".strip().replace("\n", " ").split(", "))
