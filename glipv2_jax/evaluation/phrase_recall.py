@@ -12,27 +12,25 @@ def phrase_recall(examples, *, iou_threshold=0.5):
     Overlap is of continuous boxes, width = x2 − x1, as this benchmark has it; COCO files count one pixel more.
 
     Args:
-      examples: iterable, one per caption, of lists of phrases; a phrase is a dict with
-        `gt_boxes`: [m, 4] float, `xyxy`; a phrase with none is not counted, as in the benchmark;
-        `pred_boxes`: [K, 4] float in the same pixels, best score first, may be empty.
-        `types`: names of its kinds ("people", "animals"), optional; a phrase counts under each.
-    Returns: dict with `recall@1`, `recall@5`, `recall@10`, `upper_bound` (any of all its boxes), `num_phrases`, and
-      `types`: kind -> the same five entries, only for kinds that occur. Without a phrase the recalls are None.
+      examples: iterable, one per caption, of lists of phrases; a phrase is a pair (gt_boxes, pred_boxes):
+        gt_boxes: [m, 4] float, `xyxy`; a phrase without any is not counted, as in the benchmark.
+        pred_boxes: [K, 4] float in the same pixels, best score first; may be empty.
+    Returns: dict of floats `recall@1`, `recall@5`, `recall@10` and `upper_bound` (any of all its boxes), None without
+      a phrase to count; and `num_phrases`, int.
     Raises: ValueError naming the caption and phrase whose boxes are not [n, 4].
     Source: GLIP, data/datasets/evaluation/flickr/flickr_eval.py, FLICKR_GT_TYPE "separate".
     """
-    first_hits, kinds = [], {}
+    first_hits = []
     for n, phrases in enumerate(examples):
-        for m, phrase in enumerate(phrases):
-            where = f"caption {n}, phrase {m}"
-            gt_boxes = _boxes(phrase["gt_boxes"], f"{where}: gt_boxes")
-            pred_boxes = _boxes(phrase["pred_boxes"], f"{where}: pred_boxes")
+        for m, (gt_boxes, pred_boxes) in enumerate(phrases):
+            gt_boxes = _boxes(gt_boxes, f"caption {n}, phrase {m}: gt_boxes")
+            pred_boxes = _boxes(pred_boxes, f"caption {n}, phrase {m}: pred_boxes")
             if len(gt_boxes):
-                first_hit = _first_hit(gt_boxes, pred_boxes, iou_threshold)
-                first_hits.append(first_hit)
-                for kind in phrase.get("types", ()):
-                    kinds.setdefault(kind, []).append(first_hit)
-    return {**_recalls(first_hits), "types": {kind: _recalls(kinds[kind]) for kind in sorted(kinds)}}
+                first_hits.append(_first_hit(gt_boxes, pred_boxes, iou_threshold))
+    first_hits = np.asarray(first_hits, np.float64)
+    limits = {**{f"recall@{k}": k for k in RECALL_AT}, "upper_bound": np.inf}
+    recalls = {name: float((first_hits < k).mean()) if len(first_hits) else None for name, k in limits.items()}
+    return {**recalls, "num_phrases": len(first_hits)}
 
 
 def _first_hit(gt_boxes, pred_boxes, iou_threshold):
@@ -42,13 +40,6 @@ def _first_hit(gt_boxes, pred_boxes, iou_threshold):
     overlaps = coco_mask.iou(_xywh(pred_boxes), _xywh(gt_boxes), [0] * len(gt_boxes))     # [K, m]
     hits = np.flatnonzero(overlaps.max(axis=1) >= iou_threshold)
     return hits[0] if len(hits) else np.inf
-
-
-def _recalls(first_hits):
-    first_hits = np.asarray(first_hits, np.float64)
-    limits = {**{f"recall@{k}": k for k in RECALL_AT}, "upper_bound": np.inf}
-    recalls = {name: float((first_hits < k).mean()) if len(first_hits) else None for name, k in limits.items()}
-    return {**recalls, "num_phrases": len(first_hits)}
 
 
 def _boxes(boxes, where):
