@@ -1,0 +1,218 @@
+"""What a run says about itself: metrics.jsonl and TensorBoard events in its folder, progress on the terminal."""
+import collections
+import json
+import math
+import pathlib
+import sys
+import time
+
+import jax
+import numpy as np
+from absl import logging
+from rich import progress as rich_progress
+from rich.console import Console
+
+
+class Writer:
+    """Metrics of a run, as one line of `metrics.jsonl` per step and as TensorBoard events, both in the workdir.
+
+    Args:
+      workdir: folder of the run; made when missing.
+      enabled: False on all processes but the first: every call does nothing.
+      start_step: the step from which the run goes on. Lines of later steps, which an interrupted run wrote after its
+        last checkpoint, are dropped: the run will write them again.
+    """
+
+    def __init__(self, workdir, enabled=True, start_step=0):
+        self._enabled = enabled
+        if not enabled:
+            return
+        # clu's SummaryWriter imports TensorFlow, which takes seconds: only where something is written.
+        from clu.metric_writers import SummaryWriter
+        workdir = pathlib.Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._events = SummaryWriter(str(workdir))
+        path, partial = workdir / "metrics.jsonl", workdir / ".metrics.jsonl.partial"
+        lines = _lines_up_to(path, start_step)
+        partial.write_text("".join(lines), encoding="utf-8")
+        partial.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+        # The last line stays open: another call for the same step adds to it.
+        self._line = json.loads(lines[-1]) if lines else {}
+        self._line_start = sum(map(len, lines[:-1]))        # in bytes: the lines are ASCII
+
+    def scalars(self, step, values):
+        """Writes numbers of a step; numbers of the same step from several calls share a line.
+
+        Args:
+          step: int, not smaller than in earlier calls.
+          values: dict name -> number or array of one. None is left out; what is not finite is null in the file.
+        """
+        if not self._enabled:
+            return
+        values = {name: float(value) for name, value in values.items() if value is not None}
+        if step != self._line.get("step"):
+            self._line_start, self._line = self._file.tell(), {"step": int(step)}
+        self._line |= {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.truncate(self._line_start)
+        self._file.write(json.dumps(self._line, allow_nan=False) + "\n")
+        self._file.flush()
+        self._events.write_scalars(int(step), values)
+        self._events.flush()
+
+    def images(self, step, pictures):
+        """Shows pictures in TensorBoard: a dict name -> PIL image or [H, W, 3] uint8 array."""
+        if self._enabled:
+            self._events.write_images(int(step), {name: np.asarray(picture) for name, picture in pictures.items()})
+            self._events.flush()
+
+    def close(self):
+        if self._enabled:
+            self._file.close()
+            self._events.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+
+def _lines_up_to(path, step):
+    """Lines of steps up to `step`. A line cut short by a killed process is not among them."""
+    if not path.exists():
+        return []
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    return [line for line in lines if json.loads(line)["step"] <= step]
+
+
+class Progress:
+    """How far a job is, how fast and for how long yet: a bar on a terminal, elsewhere a plain line now and then.
+
+        with Progress("train", total=1500, done=200) as progress:
+            ...
+            progress.update(step, {"loss": 1.2}, images=(step - 200) * 16)
+
+    Jobs may be nested: an evaluation within the training has its bar below. Only process 0 says anything.
+
+    Args:
+      title: name of the job.
+      total: how many units there are.
+      unit: plural name of what is counted.
+      done: how many were done before.
+      every_seconds: least time between plain lines; the first and the last are always printed.
+      console: rich Console, for tests; standard error without one.
+    """
+
+    def __init__(self, title, total, *, unit="steps", done=0, every_seconds=15.0, console=None):
+        self.done = done
+        self._title, self._total, self._unit, self._every_seconds = title, total, unit, every_seconds
+        self._enabled = jax.process_index() == 0
+        self._console = console or Console(stderr=True, soft_wrap=True)
+        # (time, done, images) of the last updates. The first comes after the compilation, so no rate includes that.
+        self._recent = collections.deque(maxlen=8)
+        self._values, self._bar = {}, None
+        self._started = self._printed_at = None
+
+    def update(self, done, values=None, images=None):
+        """Says that `done` units are done in all.
+
+        Args:
+          done: int.
+          values: dict name -> number; `loss` and the terms `loss_<name>` are shown.
+          images: how many images this run has handled so far, for images/s; None where the unit says enough.
+        """
+        self.done = done
+        self._recent.append((time.perf_counter(), done, images))
+        self._values = values or {}
+        if self._bar is not None:
+            _display.update(self._bar, done, self._told())
+        elif self._enabled and (self._printed_at is None
+                                or time.perf_counter() - self._printed_at >= self._every_seconds):
+            self._print()
+
+    def advance(self, count=1):
+        """Says that `count` more units are done."""
+        self.update(self.done + count)
+
+    def __enter__(self):
+        self._started = time.perf_counter()
+        if self._enabled and self._console.is_terminal:
+            self._bar = _display.open(self._console, self._title, self._total, self.done)
+        return self
+
+    def __exit__(self, *error):
+        if self._bar is not None:
+            _display.close(self._bar)
+        elif self._enabled and self._recent:
+            self._print(f"in {_duration(time.perf_counter() - self._started)}")
+
+    def _print(self, ending=None):
+        told = f", {ending}" if ending else f", {told}" if (told := self._told()) else ""
+        self._console.print(f"{self._title}: {self.done}/{self._total} {self._unit}{told}", markup=False,
+                            highlight=False)
+        self._printed_at = time.perf_counter()
+
+    def _told(self):
+        """Speed, time left and losses, as far as they are known."""
+        (start, first, first_images), (now, last, images) = self._recent[0], self._recent[-1]
+        parts = []
+        if last > first and now > start:
+            speed = (last - first) / (now - start)
+            parts.append(f"{speed:.3g} {self._unit}/s" if images is None
+                         else f"{(images - first_images) / (now - start):.3g} images/s")
+            parts.append(f"{_duration(max(self._total - last, 0) / speed)} left")
+        if "loss" in self._values:
+            parts.append(f"loss {self._values['loss']:.4g}")
+        parts += [f"{name.removeprefix('loss_')} {value:.3g}" for name, value in self._values.items()
+                  if name.startswith("loss_")]
+        return ", ".join(parts)
+
+
+class _Display:
+    """The bars on the terminal. A terminal has room for one live display, so nested jobs share it."""
+
+    def __init__(self):
+        self._live, self._open = None, 0
+
+    def open(self, console, title, total, done):
+        if self._live is None:
+            self._live = rich_progress.Progress(
+                rich_progress.TextColumn("{task.description}"), rich_progress.BarColumn(bar_width=24),
+                rich_progress.MofNCompleteColumn(), rich_progress.TextColumn("{task.fields[told]}"), console=console)
+            stderr = sys.stderr
+            self._live.start()
+            # absl keeps the stream it found at the start. The live display has now put its own in place; lines that
+            # went past it would be drawn across the bars.
+            self._log_handler = logging.get_absl_handler().python_handler
+            if self._log_handler.stream is stderr:
+                self._log_handler.setStream(sys.stderr)
+        self._open += 1
+        return self._live.add_task(title, total=total, completed=done, told="")
+
+    def update(self, bar, done, told):
+        self._live.update(bar, completed=done, told=told)
+
+    def close(self, bar):
+        self._open -= 1
+        if self._open:
+            self._live.remove_task(bar)
+        else:
+            inside = sys.stderr
+            self._live.stop()
+            self._live = None
+            if self._log_handler.stream is inside:
+                self._log_handler.setStream(sys.stderr)
+
+
+_display = _Display()
+
+
+def _duration(seconds):
+    """ "45 s", "3 min 20 s", "1 h 05 min". """
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
