@@ -5,10 +5,12 @@ The only file of the package that imports TensorFlow, and only when batches are 
 Everything random about the example at position p comes from (seed, p), and step k holds positions k·B to k·B
 + B − 1. So a run resumes at any step, on any number of hosts, with the batches of an unbroken run.
 """
+import atexit
 import contextlib
 import functools
 import itertools
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -19,6 +21,7 @@ from input_pipeline.sources import ClassTable, Mixture
 from input_pipeline.tokenizer import Tokenizer
 
 _FOREVER = np.iinfo(np.int64).max
+_open_streams = weakref.WeakSet()
 
 
 def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, start_step: int, batch_size: int,
@@ -133,7 +136,7 @@ def eval_batches(source, *, batch_size: int, canvases: Sequence[tuple[int, int]]
             text, _ = (_caption_text(record, tokenizer, max_tokens) if "caption" in record else
                        _class_text(record, prompt.encoding, spans, class_ids))
             text["mlm_eligible"] = np.full(max_tokens, MLM_NEVER, np.int8)
-            kept = np.arange(min(len(record["boxes"]), max_boxes))     # also boxes of classes of other prompts
+            kept = np.arange(min(len(record["boxes"]), max_boxes))     # also those of other prompts' classes
             size = image_ops.resized_size(record["image"].shape[:2], short_side, max_size, canvas)
             example = _assemble(record, text, kept, size, canvas, max_boxes, mask_size, mirrored=False)
             return example | {"source": np.int32(0)}
@@ -310,6 +313,12 @@ def _padding_example(canvas, max_tokens, max_boxes, mask_size, pad_id):
 
 def _read_ahead(read, counters, rows, spec, parallel_reads):
     """Batches of `rows` examples read(counter), in order, `parallel_reads` at a time, two batches ahead."""
+    stream = _stream(read, counters, rows, spec, parallel_reads)
+    _open_streams.add(stream)
+    return stream
+
+
+def _stream(read, counters, rows, spec, parallel_reads):
     tf = _tensorflow()
     failures = {}
 
@@ -345,4 +354,11 @@ def _tensorflow():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow as tf
     tf.config.set_visible_devices([], "GPU")       # or it would take the memory of the accelerator for itself
+    atexit.register(_close_streams)
     return tf
+
+
+def _close_streams():
+    """A stream still reading when the interpreter ends would wait for it for ever, and it for the stream."""
+    for stream in list(_open_streams):
+        stream.close()

@@ -1,5 +1,8 @@
 """Batches from small sources in memory."""
 import itertools
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -163,7 +166,7 @@ def test_pixels_boxes_and_words_agree(train, tokenizer):
 
 def test_captions(train):
     batch = take(train([Captions()], flip_probability=0.0), 1)[0]
-    assert batch["box_mask"].sum(axis=1).tolist() == [2] * 4     # the box of one pixel is gone and its span too
+    assert batch["box_mask"].sum(axis=1).tolist() == [2] * 4         # the box of one pixel is gone
     assert [np.flatnonzero(row).tolist() for row in batch["positive_map"][0]] == [[1, 2, 3], [8, 9], []]
     assert (batch["box_class"] == NO_CLASS).all() and (batch["token_class"] == NO_CLASS).all()
     assert np.flatnonzero(batch["mlm_eligible"][0] == MLM_SCORED).tolist() == list(range(1, 10))
@@ -325,3 +328,32 @@ def test_records_against_the_contract_are_refused(evaluate, record, message):
 def test_impossible_settings_are_refused_at_once(train, changes, message):
     with pytest.raises(ValueError, match=message):
         train(**changes)
+
+
+UNFINISHED = """
+import time
+import numpy as np
+from input_pipeline import train_batches
+from input_pipeline.sources import ClassTable
+from input_pipeline.tokenizer import Tokenizer
+
+class Slow:
+    name, class_names, category_ids = "slow", ("cat",), (1,)
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        time.sleep(0.01)
+        return {"image": np.zeros((8, 8, 3), np.uint8), "image_id": index,
+                "boxes": np.zeros((0, 4)), "classes": []}
+
+stream = train_batches([Slow()], [1], seed=0, start_step=0, batch_size=2, canvas=(32, 32), short_sides=[8],
+                       max_size=32, max_tokens=8, max_boxes=2, num_negatives=1, flip_probability=0.0,
+                       class_table=ClassTable(["cat"]), tokenizer=Tokenizer())
+next(stream)
+"""
+
+
+def test_a_program_ends_while_its_stream_is_open():
+    done = subprocess.run([sys.executable, "-c", UNFINISHED], cwd=pathlib.Path(__file__).parent.parent,
+                          capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
