@@ -1,9 +1,9 @@
 """Pictures of what was found: boxes, masks and captions, with pillow alone.
 
-All sizes follow the picture, so a 128-pixel drawing and a 12-megapixel photograph are equally legible. A picture
-smaller than `min_side` is enlarged by a whole factor first. Boxes are `xyxy`, pixels of the given image, corners
-inclusive. A phrase has one colour wherever it appears: in boxes, masks, tags, captions and, through
-`phrase_colors`, in all pictures of a sheet.
+All sizes follow the picture, so a 128-pixel drawing and a 12-megapixel photograph are equally legible. A
+picture smaller than `min_side` is enlarged by a whole factor first. Boxes are `xyxy`, pixels of the given
+image, corners inclusive. A phrase has one colour wherever it appears: in boxes, masks, tags, captions and,
+through `phrase_colors`, in all pictures of a sheet.
 """
 import colorsys
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFilter, ImageFont
 
-# Bright, far apart in hue and in lightness, neighbours first; no brown or grey, which photographs are full of.
+# Bright, far apart in hue and in lightness, neighbours first; no brown or grey: photographs are full of them.
 _COLORS = ("#ff3b5c", "#18c0ff", "#ffd000", "#3ddc5b", "#ff7ae0", "#ff8a1f", "#7f6bff", "#00e0c0", "#c6f91f",
            "#d63bff", "#4f8dff", "#ffb3a0")
 _INK, _PAPER = (24, 26, 30), (255, 255, 255)
@@ -23,7 +23,7 @@ def phrase_colors(phrases):
 
     Args:
       phrases: iterable of str; repeats are welcome.
-    Returns: dict phrase -> (r, g, b). The first twelve are hand-picked; later ones step around the hue circle.
+    Returns: dict phrase -> (r, g, b). The first twelve are hand-picked, later ones go round the hues.
     """
     colors = {}
     for phrase in phrases:
@@ -41,9 +41,9 @@ def draw_detections(image, boxes, labels, scores=None, *, masks=None, colors=Non
       labels: K phrases.
       scores: [K] floats in 0..1, or None. The best one is first to choose where its tag goes.
       masks: [K, H, W] bool, or None.
-      colors: dict phrase -> (r, g, b), or None for `phrase_colors(labels)`. Give the same dict to pictures that will
-        be compared.
-      min_side: enlarge by a whole factor until the longer side is at least this many pixels; 0 keeps the size.
+      colors: dict phrase -> (r, g, b), or None for `phrase_colors(labels)`. Give the same dict to pictures
+        that will be compared.
+      min_side: enlarge by a whole factor until the longer side has this many pixels; 0 keeps the size.
     Returns: PIL image, RGB.
     Raises: ValueError if the lengths differ.
     """
@@ -56,8 +56,10 @@ def draw_detections(image, boxes, labels, scores=None, *, masks=None, colors=Non
     # Large boxes first: a small one inside a large one stays whole.
     for k in np.argsort(-_areas(boxes), kind="stable"):
         canvas.box(boxes[k], colors[labels[k]])
-    texts = labels if scores is None else [f"{label} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
-    order = range(len(boxes)) if scores is None else np.argsort(-np.asarray(scores), kind="stable")
+    texts, order = labels, range(len(boxes))
+    if scores is not None:
+        texts = [f"{label} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
+        order = np.argsort(-np.asarray(scores), kind="stable")
     canvas.tags([(boxes[k], texts[k], labels[k], colors[labels[k]]) for k in order])
     return canvas.picture
 
@@ -68,8 +70,8 @@ def draw_caption(image, caption, spans, boxes, scores=None, *, masks=None, color
     Args:
       image: [H, W, 3] uint8 array, or a PIL image.
       caption: str.
-      spans: for each box a list of (begin, end) characters of the caption, as in a record of `schema.py`. Boxes with
-        equal spans are one phrase.
+      spans: for each box a list of (begin, end) characters of the caption, as in a record of `schema.py`.
+        Boxes with equal spans are one phrase.
       boxes: [K, 4] float, `xyxy` pixels of the image.
       scores, masks, min_side: as in `draw_detections`.
       colors: dict phrase -> (r, g, b), where a phrase is the text of its spans joined by spaces.
@@ -78,7 +80,7 @@ def draw_caption(image, caption, spans, boxes, scores=None, *, masks=None, color
     """
     for begin, end in (span for of_box in spans for span in of_box):
         if not 0 <= begin < end <= len(caption):
-            raise ValueError(f"caption of {len(caption)} characters: span ({begin}, {end}) is outside or empty")
+            raise ValueError(f"span ({begin}, {end}) is empty or outside a caption of {len(caption)} letters")
     phrases = [" ".join(caption[begin:end] for begin, end in of_box) for of_box in spans]
     colors = colors or phrase_colors(phrases)
     picture = draw_detections(image, boxes, phrases, scores, masks=masks, colors=colors, min_side=min_side)
@@ -106,12 +108,13 @@ def sheet(pictures, columns=2, titles=None, *, cell_width=None):
     """
     pictures = [_as_image(picture) for picture in pictures]
     if not pictures or (titles is not None and len(titles) != len(pictures)):
-        raise ValueError(f"sheet of {len(pictures)} pictures with {'no' if titles is None else len(titles)} titles")
+        raise ValueError(f"sheet of {len(pictures)} pictures with {len(titles or ())} titles")
     width = cell_width or min(picture.width for picture in pictures)
     cells = []
     for n, picture in enumerate(pictures):
         if picture.width != width:
-            picture = picture.resize((width, max(1, round(picture.height * width / picture.width))), Image.LANCZOS)
+            height = max(1, round(picture.height * width / picture.width))
+            picture = picture.resize((width, height), Image.LANCZOS)
         title = _title_strip(titles[n], width) if titles is not None else None
         cells.append(_stacked([title, picture]) if title else picture)
 
@@ -160,19 +163,19 @@ class _Canvas:
         self.boxes.append(place)
         halo = max(1, self.line // 3)
         for grow, width, ink in ((halo, self.line + 2 * halo, _INK), (0, self.line, color)):
-            self.pen.rectangle((place.left - grow, place.top - grow, place.right - 1 + grow, place.bottom - 1 + grow),
-                               outline=ink, width=width)
+            corners = place.left - grow, place.top - grow, place.right - 1 + grow, place.bottom - 1 + grow
+            self.pen.rectangle(corners, outline=ink, width=width)
 
     def masks(self, masks, colors):
-        """Each mask's colour laid over it, with an opaque rim. A pixel in several takes the smallest one's colour."""
+        """Each mask's colour laid over it, with an opaque rim; where masks overlap, the smallest one's."""
         height, width = self.picture.height // self.factor, self.picture.width // self.factor
         masks = np.asarray(masks, bool)
         if masks.shape[1:] != (height, width):
             raise ValueError(f"masks of shape {masks.shape} on an image of {height}×{width}")
         tint, cover = self.picture.copy(), Image.new("L", self.picture.size)
         for k in np.argsort(-masks.sum((1, 2)), kind="stable"):
-            inside = Image.fromarray(masks[k].astype(np.uint8) * 255).resize(self.picture.size, Image.BILINEAR)
-            inside = inside.point(lambda value: 255 * (value > 127))
+            inside = Image.fromarray(masks[k].astype(np.uint8) * 255)
+            inside = inside.resize(self.picture.size, Image.BILINEAR).point(lambda value: 255 * (value > 127))
             # Pixels whose whole neighbourhood is inside; a box blur takes the same time for any width.
             core = inside.filter(ImageFilter.BoxBlur(self.line - 1)).point(lambda value: 255 * (value == 255))
             tint.paste(colors[k], mask=inside)
@@ -190,7 +193,7 @@ class _Canvas:
             width, height = round(self.font.getlength(text)) + 2 * pad, ascent + descent + pad // 2
             places = self._places(box, width, height)
             hidden = [sum(place.overlap(other) for other, _, _ in placed) for place in places]
-            # Another tag is the worst thing to cover, then the found objects; among equals the first place wins.
+            # Another tag is the worst thing to cover, then a found object; among equals the first place wins.
             covered = [sum(place.overlap(other) for other in self.boxes) for place in places]
             best = min(range(len(places)), key=lambda n: 4 * hidden[n] + covered[n])
             # In a crowd the colour says the phrase, once one tag has said which it is.
@@ -200,12 +203,14 @@ class _Canvas:
             tagged.add(phrase)
         for place, text, color in reversed(placed):
             _chip(self.picture, place, pad, color)
-            self.pen.text((place.left + pad, place.bottom - descent - pad // 4), text, _readable_on(color), self.font,
-                          anchor="ls")
+            start = place.left + pad, place.bottom - descent - pad // 4
+            self.pen.text(start, text, _readable_on(color), self.font, anchor="ls")
 
     def _places(self, box, width, height):
-        """Where a tag may stand: above the box, in its top, below it, in its bottom; the same flush right. All are
-        moved inside the picture."""
+        """Where a tag may stand: above the box, in its top, below it, in its bottom; the same flush right.
+
+        All are moved inside the picture.
+        """
         place = self._rectangle(box)
         out = self.line // 3 + 1
         tops = (place.top - height - out, place.top, place.bottom + out, place.bottom - height)
@@ -219,7 +224,8 @@ class _Canvas:
 
     def _rectangle(self, box):
         x1, y1, x2, y2 = np.asarray(box, np.float64) * self.factor
-        right, bottom = round(x2) + self.factor, round(y2) + self.factor       # x2 is the last pixel, not the edge
+        # x2 is the last pixel, not the edge.
+        right, bottom = round(x2) + self.factor, round(y2) + self.factor
         return _Rectangle(round(x1), round(y1), max(right, round(x1) + 1), max(bottom, round(y1) + 1))
 
 
@@ -244,8 +250,10 @@ def _caption_strip(caption, color_of, width, font):
             left, right = (pad + round(font.getlength(text[begin:n])) for n in (first, last))
             if color:
                 rise = round(font.size * 0.1)
-                _chip(strip, _Rectangle(left, base - ascent - rise, right, base + descent), round(font.size * 0.3), color)
-            pen.text((left, base), text[first:last], _readable_on(color) if color else _INK, font, anchor="ls")
+                place = _Rectangle(left, base - ascent - rise, right, base + descent)
+                _chip(strip, place, round(font.size * 0.3), color)
+            ink = _readable_on(color) if color else _INK
+            pen.text((left, base), text[first:last], ink, font, anchor="ls")
     return strip
 
 
@@ -253,7 +261,8 @@ def _chip(picture, place, radius, color):
     """A filled rectangle with smooth round corners: drawn four times larger as a mask, then reduced."""
     width, height = place.right - place.left, place.bottom - place.top
     shape = Image.new("L", (4 * width, 4 * height))
-    ImageDraw.Draw(shape).rounded_rectangle((0, 0, 4 * width - 1, 4 * height - 1), radius=4 * radius, fill=255)
+    corners = 0, 0, 4 * width - 1, 4 * height - 1
+    ImageDraw.Draw(shape).rounded_rectangle(corners, radius=4 * radius, fill=255)
     picture.paste(color, (place.left, place.top), shape.resize((width, height), Image.BOX))
 
 

@@ -1,4 +1,4 @@
-"""What a run says about itself: metrics.jsonl and TensorBoard events in its folder, progress on the terminal."""
+"""What a run says about itself: metrics.jsonl and TensorBoard events, and progress on the terminal."""
 import collections
 import json
 import math
@@ -14,13 +14,13 @@ from rich.console import Console
 
 
 class Writer:
-    """Metrics of a run, as one line of `metrics.jsonl` per step and as TensorBoard events, both in the workdir.
+    """Metrics of a run in its workdir: one line of `metrics.jsonl` per step, and TensorBoard events.
 
     Args:
       workdir: folder of the run; made when missing.
       enabled: False on all processes but the first: every call does nothing.
-      start_step: the step from which the run goes on. Lines of later steps, which an interrupted run wrote after its
-        last checkpoint, are dropped: the run will write them again.
+      start_step: the step from which the run goes on. Lines of later steps, which an interrupted run wrote
+        after its last checkpoint, are dropped: the run will write them again.
     """
 
     def __init__(self, workdir, enabled=True, start_step=0):
@@ -46,7 +46,7 @@ class Writer:
 
         Args:
           step: int, not smaller than in earlier calls.
-          values: dict name -> number or array of one. None is left out; what is not finite is null in the file.
+          values: dict name -> number or array of one. None is left out; null stands for what is not finite.
         """
         if not self._enabled:
             return
@@ -63,7 +63,8 @@ class Writer:
     def images(self, step, pictures):
         """Shows pictures in TensorBoard: a dict name -> PIL image or [H, W, 3] uint8 array."""
         if self._enabled:
-            self._events.write_images(int(step), {name: np.asarray(picture) for name, picture in pictures.items()})
+            arrays = {name: np.asarray(picture) for name, picture in pictures.items()}
+            self._events.write_images(int(step), arrays)
             self._events.flush()
 
     def close(self):
@@ -82,12 +83,12 @@ def _lines_up_to(path, step):
     """Lines of steps up to `step`. A line cut short by a killed process is not among them."""
     if not path.exists():
         return []
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    return [line for line in lines if json.loads(line)["step"] <= step]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
 
 
 class Progress:
-    """How far a job is, how fast and for how long yet: a bar on a terminal, elsewhere a plain line now and then.
+    """How far a job is, how fast and for how long yet: a bar on a terminal, elsewhere now and then a line.
 
         with Progress("train", total=1500, done=200) as progress:
             ...
@@ -109,7 +110,7 @@ class Progress:
         self._title, self._total, self._unit, self._every_seconds = title, total, unit, every_seconds
         self._enabled = jax.process_index() == 0
         self._console = console or Console(stderr=True, soft_wrap=True)
-        # (time, done, images) of the last updates. The first comes after the compilation, so no rate includes that.
+        # (time, done, images) of the last updates. The first follows the compilation: no rate includes it.
         self._recent = collections.deque(maxlen=8)
         self._values, self._bar = {}, None
         self._started = self._printed_at = None
@@ -177,13 +178,13 @@ class _Display:
 
     def open(self, console, title, total, done):
         if self._live is None:
-            self._live = rich_progress.Progress(
-                rich_progress.TextColumn("{task.description}"), rich_progress.BarColumn(bar_width=24),
-                rich_progress.MofNCompleteColumn(), rich_progress.TextColumn("{task.fields[told]}"), console=console)
+            columns = (rich_progress.TextColumn("{task.description}"), rich_progress.BarColumn(bar_width=24),
+                       rich_progress.MofNCompleteColumn(), rich_progress.TextColumn("{task.fields[told]}"))
+            self._live = rich_progress.Progress(*columns, console=console)
             stderr = sys.stderr
             self._live.start()
-            # absl keeps the stream it found at the start. The live display has now put its own in place; lines that
-            # went past it would be drawn across the bars.
+            # absl keeps the stream it found at the start. The live display has now put its own in place;
+            # lines that went past it would be drawn across the bars.
             self._log_handler = logging.get_absl_handler().python_handler
             if self._log_handler.stream is stderr:
                 self._log_handler.setStream(sys.stderr)

@@ -18,11 +18,12 @@ def test_box_returns_to_the_files_pixels_and_gets_its_plus_one_after():
 
 
 def test_rows_hold_plain_python_numbers_best_first():
-    rows = detection_rows(np.int64(7), np.zeros((3, 4), np.float32), np.float32([0.2, 0.9, 0.4]), np.int32([0, 1, 0]),
-                          category_ids=np.int64([1, 2]))
+    boxes, scores, labels = np.zeros((3, 4), np.float32), np.float32([0.2, 0.9, 0.4]), np.int32([0, 1, 0])
+    rows = detection_rows(np.int64(7), boxes, scores, labels, category_ids=np.int64([1, 2]))
     assert [row["category_id"] for row in rows] == [2, 1, 1]
     for row in rows:
-        assert [type(value) for value in (*row.values(), *row["bbox"])] == [int, int, list, float] + [float] * 4
+        assert [type(value) for value in row.values()] == [int, int, list, float]
+        assert [type(value) for value in row["bbox"]] == [float] * 4
 
 
 def test_no_detections_give_no_rows():
@@ -47,7 +48,8 @@ def test_masks_survive_as_run_lengths():
     ({"masks": np.zeros((2, 4, 4), bool)}, "different lengths"),
 ])
 def test_refuses_what_does_not_fit(change, message):
-    detections = {"image_id": 7, "boxes": np.zeros((1, 4)), "scores": [0.5], "labels": [0], "category_ids": (1, 2)}
+    detections = {"image_id": 7, "boxes": np.zeros((1, 4)), "scores": [0.5], "labels": [0],
+                  "category_ids": (1, 2)}
     with pytest.raises(ValueError, match=message):
         detection_rows(**detections | change)
 
@@ -82,11 +84,13 @@ def test_a_failed_write_keeps_the_former_file(tmp_path):
 
 def test_protocol_takes_arrays_and_paths(tmp_path):
     path = tmp_path / "protocol.json"
-    write_protocol(path, PROTOCOL | {"AP": np.float32(0.5), "sizes": np.int32([800, 1333]), "checkpoint": tmp_path})
+    sizes = np.int32([800, 1333])
+    write_protocol(path, PROTOCOL | {"AP": np.float32(0.5), "sizes": sizes, "checkpoint": tmp_path})
     found = json.loads(path.read_text())
     assert (found["AP"], found["sizes"], found["checkpoint"]) == (0.5, [800, 1333], str(tmp_path))
 
 
 def test_protocol_names_what_is_missing(tmp_path):
+    partial = {key: value for key, value in PROTOCOL.items() if key not in ("prompt", "metric")}
     with pytest.raises(ValueError, match=r"missing keys \['prompt', 'metric'\]"):
-        write_protocol(tmp_path / "p.json", {k: v for k, v in PROTOCOL.items() if k not in ("prompt", "metric")})
+        write_protocol(tmp_path / "p.json", partial)

@@ -1,4 +1,4 @@
-"""The launch scripts with made-up interpreters: what they run, when they install, and what they say when they cannot."""
+"""The launch scripts with made-up interpreters: what they run and install, and what they say if they cannot."""
 import os
 import pathlib
 import shutil
@@ -22,7 +22,7 @@ MAKE_VENV = 'mkdir -p "$3/bin" && cp "$0" "$3/bin/python"'
 
 
 class Machine:
-    """A copy of the scripts, and a PATH that holds only the given made-up interpreters beside the system's tools."""
+    """A copy of the scripts, and a PATH with only the given made-up interpreters beside the system's tools."""
 
     def __init__(self, folder, venv=MAKE_VENV, **pythons):
         self.root, self.bin, self.calls = folder / "project", folder / "bin", folder / "calls"
@@ -41,10 +41,10 @@ class Machine:
     def run(self, script, *arguments, **environment):
         """(return code, standard error, calls of python since the last run)"""
         self.calls.write_text("")
-        done = subprocess.run(["bash", str(self.root / script), *arguments], check=False, capture_output=True, text=True,
-                              cwd=self.root.parent, timeout=60,
-                              env={"PATH": str(self.bin), "CALLS": str(self.calls), "TMPDIR": str(self.root.parent),
-                                   **environment})
+        here = self.root.parent
+        done = subprocess.run(
+            ["bash", str(self.root / script), *arguments], check=False, capture_output=True, text=True, timeout=60,
+            cwd=here, env={"PATH": str(self.bin), "CALLS": str(self.calls), "TMPDIR": str(here), **environment})
         return done.returncode, done.stderr, self.calls.read_text().splitlines()
 
 
@@ -60,7 +60,7 @@ def test_the_second_run_installs_nothing(tmp_path):
     code, _, calls = machine.run("launch/test.sh", "-q", "tests/test_draw.py")
     assert code == 0
     assert calls[1] == f"-m venv {machine.root}/.venv"
-    assert calls[2] == f"-m pip install --quiet --disable-pip-version-check --prefer-binary -e {machine.root}[test]"
+    assert calls[2].startswith("-m pip install ") and calls[2].endswith(f" -e {machine.root}[test]")
     assert calls[3:] == ["-m pytest -q tests/test_draw.py"]
     assert machine.run("launch/test.sh")[2] == ["-m pytest"]
 
@@ -79,7 +79,8 @@ def test_quickstart_runs_the_main_job_and_hands_flags_on(tmp_path):
 
 
 @pytest.mark.parametrize("pythons, found", [
-    ({}, "found: none."), ({"python3": "3.9"}, "found: python3 (3.9)."), ({"python3": "2.12"}, "found: python3 (2.12).")])
+    ({}, "found: none."), ({"python3": "3.9"}, "found: python3 (3.9)."),
+    ({"python3": "2.12"}, "found: python3 (2.12).")])
 def test_without_a_new_enough_python_it_says_what_to_do(tmp_path, pythons, found):
     code, error, _ = Machine(tmp_path, **pythons).run("launch/quickstart.sh")
     assert code == 1

@@ -25,8 +25,9 @@ class TestWriter:
             writer.scalars(20, {"loss": 0.25})
             writer.scalars(20, {"seen/AP": 0.1, "seen/APs": None})
             writer.scalars(30, {"loss": float("nan")})
-        assert lines(tmp_path / "run") == [{"step": 10, "loss": 0.5, "finite": 1.0},
-                                           {"step": 20, "loss": 0.25, "seen/AP": 0.1}, {"step": 30, "loss": None}]
+        assert lines(tmp_path / "run") == [
+            {"step": 10, "loss": 0.5, "finite": 1.0}, {"step": 20, "loss": 0.25, "seen/AP": 0.1},
+            {"step": 30, "loss": None}]
 
     def test_what_is_written_is_in_the_file_at_once(self, tmp_path):
         with Writer(tmp_path) as writer:
@@ -149,6 +150,7 @@ class TestProgressOnATerminal:
         assert handler.stream is sys.stderr is before
 
 
-@pytest.mark.parametrize("seconds, text", [(0.4, "0 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (3900, "1 h 05 min")])
+@pytest.mark.parametrize("seconds, text", [
+    (0.4, "0 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (3900, "1 h 05 min")])
 def test_durations(seconds, text):
     assert metrics._duration(seconds) == text

@@ -17,8 +17,9 @@ def phrase(rank, total=12, gt_boxes=TRUE):
 
 def test_a_hit_counts_from_its_rank_on():
     scores = phrase_recall([[phrase(0), phrase(4)], [phrase(5), phrase(9)], [phrase(11), phrase(99)]])
-    assert scores == {"recall@1": pytest.approx(1 / 6), "recall@5": pytest.approx(2 / 6),
-                      "recall@10": pytest.approx(4 / 6), "upper_bound": pytest.approx(5 / 6), "num_phrases": 6}
+    assert scores == {
+        "recall@1": pytest.approx(1 / 6), "recall@5": pytest.approx(2 / 6), "recall@10": pytest.approx(4 / 6),
+        "upper_bound": pytest.approx(5 / 6), "num_phrases": 6}
 
 
 def test_any_true_box_will_do():
@@ -27,7 +28,7 @@ def test_any_true_box_will_do():
 
 @pytest.mark.parametrize("right, found", [(20, 1), (20.01, 0)])
 def test_overlap_is_continuous_and_half_is_enough(right, found):
-    # 10×10 inside right×10: exactly 0.5 at 20. Counting one pixel more, 11 of 21.01 would do at 20.01 as well.
+    # 10×10 inside right×10: exactly 0.5 at 20. Counting one pixel more, 11 of 21.01 would do as well.
     assert phrase_recall([[([[0, 0, 10, 10]], [[0, 0, right, 10]])]])["recall@1"] == found
 
 

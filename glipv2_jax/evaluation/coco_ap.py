@@ -19,16 +19,17 @@ def coco_ap(ground_truth, results, *, classes=None, iou_type="bbox"):
     """Scores COCO result rows against COCO ground truth.
 
     Args:
-      ground_truth: dict in COCO's instances format, or the path of such a JSON file. Missing `area` and `iscrowd`
-        are taken as width × height and 0, as small data sets often leave them out.
-      results: list of rows as `coco_json.detection_rows` makes them, or the path of a result file. May be empty.
+      ground_truth: dict in COCO's instances format, or the path of such a JSON file. Missing `area` and
+        `iscrowd` are taken as width × height and 0, as small data sets often leave them out.
+      results: list of rows of `coco_json.detection_rows`, or the path of a result file. May be empty.
       classes: names or ids of categories; only these are scored, as if the others did not exist. None: all.
       iou_type: "bbox", or "segm" where both sides have `segmentation`.
-    Returns: dict with floats `AP` (mean over IoU 0.50:0.95), `AP50`, `AP75`, `APs`, `APm`, `APl` (area < 32², up to
-      96², above) and `AR100`, at 100 detections per image and class; and `per_class_AP50`, category name -> float.
-      A number without any ground truth behind it is None (pycocotools says −1, which spoils averages).
-    Raises: ValueError if a class is unknown, names repeat, or a row has an image or a category that the ground
-        truth lacks.
+    Returns: dict with floats `AP` (mean over IoU 0.50:0.95), `AP50`, `AP75`, `APs`, `APm`, `APl` (area < 32²,
+      up to 96², above) and `AR100`, at 100 detections per image and class; and `per_class_AP50`, category
+      name -> float. A number without any ground truth behind it is None (pycocotools says −1, which spoils
+      averages).
+    Raises: ValueError if a class is unknown, names repeat, or a row has an image or a category that the
+      ground truth lacks.
     """
     truth = _index(_complete(_load(ground_truth)))
     found = _index({"images": truth.dataset["images"], "categories": truth.dataset["categories"],
@@ -42,10 +43,12 @@ def coco_ap(ground_truth, results, *, classes=None, iou_type="bbox"):
         evaluation.summarize()
 
     scores = {name: _known(evaluation.stats[place]) for name, place in _STATS.items()}
-    precision = evaluation.eval["precision"][0, :, :, 0, -1]     # [recall, class]: IoU 0.50, all areas, 100 detections
+    # [recall, class] at IoU 0.50, of all areas, with 100 detections.
+    precision = evaluation.eval["precision"][0, :, :, 0, -1]
     names = {category["id"]: category["name"] for category in truth.dataset["categories"]}
     scores["per_class_AP50"] = {
-        names[category_id]: _known(precision[:, k].mean()) for k, category_id in enumerate(evaluation.params.catIds)}
+        names[category_id]: _known(precision[:, k].mean())
+        for k, category_id in enumerate(evaluation.params.catIds)}
     return scores
 
 
@@ -57,15 +60,15 @@ def format_ap(scores):
 def ground_truth_from_source(source, indices=None):
     """COCO ground truth of the records of any detection source, for data sets that have no COCO file.
 
-    Areas are those of the masks, or of the boxes where a record has no masks. Where the official COCO file exists
-    pass that to `coco_ap` instead: its areas decide between small, medium and large.
+    Areas are those of the masks, or of the boxes where a record has no masks. Where the official COCO file
+    exists pass that to `coco_ap` instead: its areas decide between small, medium and large.
 
     Args:
       source: a source as `input_pipeline/schema.py` describes it, with class names.
       indices: which records; None for all.
-    Returns: dict with images, annotations and categories. Every image is listed, also those without a box. bbox is
-      xywh with width = x2 − x1 + 1; crowds keep `iscrowd` 1.
-    Raises: ValueError if the source is of captions, if a box has no class, or if two records share an image id.
+    Returns: dict with images, annotations and categories. Every image is listed, also those without a box.
+      bbox is xywh with width = x2 − x1 + 1; crowds keep `iscrowd` 1.
+    Raises: ValueError if the source is of captions, if a box has no class, or if an image id comes twice.
     """
     if not source.class_names:
         raise ValueError(f"source {source.name!r}: no class names, so no average precision per class")
@@ -92,8 +95,9 @@ def _annotations(record, image_id, source, first_id):
             raise ValueError(f"source {source.name!r}, image {image_id}: box {n} has class {class_index}, "
                              f"expected 0..{len(source.class_names) - 1}")
         width, height = (box[2:] - box[:2] + 1).tolist()
-        annotation = {"id": first_id + n, "image_id": image_id, "category_id": int(source.category_ids[class_index]),
-                      "bbox": [*box[:2].tolist(), width, height], "area": width * height, "iscrowd": int(crowds[n])}
+        annotation = {
+            "id": first_id + n, "image_id": image_id, "category_id": int(source.category_ids[class_index]),
+            "bbox": [*box[:2].tolist(), width, height], "area": width * height, "iscrowd": int(crowds[n])}
         if "masks" in record:
             annotation["segmentation"] = encode_mask(record["masks"][n])
             annotation["area"] = float(np.count_nonzero(record["masks"][n]))
@@ -121,11 +125,11 @@ def _complete(dataset):
 
 
 def _annotations_of(rows, truth, iou_type):
-    """Result rows as annotations: what COCO.loadRes makes, which fails on no rows and prefers the area of the box."""
+    """Result rows as annotations: as COCO.loadRes, which fails on no rows and prefers the area of the box."""
     for key, known in (("image_id", truth.imgs), ("category_id", truth.cats)):
         unknown = sorted({row[key] for row in rows} - set(known))
         if unknown:
-            raise ValueError(f"results: {key} {unknown[0]} (and {len(unknown) - 1} more) not in the ground truth")
+            raise ValueError(f"results: {key} {unknown[0]} and {len(unknown) - 1} others not in the ground truth")
     annotations = []
     for number, row in enumerate(rows, start=1):
         area = coco_mask.area(row["segmentation"]) if iou_type == "segm" else row["bbox"][2] * row["bbox"][3]

@@ -31,11 +31,11 @@ def detection_rows(image_id, boxes, scores, labels, *, category_ids, scale=(1.0,
       category_ids: the id that the result file uses for each label.
       scale: (y, x) floats: canvas pixels = scale × original pixels.
       masks: [K, h, w] bool in the file's own pixels, or None.
-    Returns: list of K dicts {image_id, category_id, bbox, score} of plain ints and floats, best score first. bbox is
-      [x, y, width, height] with width = x2 − x1 + 1 after the division by the scale. With masks each row also has
-      `segmentation`, a compressed RLE as in COCO.
-    Raises: ValueError if lengths differ, a label has no category, the image is a padding example, or a value is not
-      finite.
+    Returns: list of K dicts {image_id, category_id, bbox, score} of plain ints and floats, best score first.
+      bbox is [x, y, width, height] with width = x2 − x1 + 1 after the division by the scale. With masks each
+      row also has `segmentation`, a compressed RLE as in COCO.
+    Raises: ValueError if lengths differ, a label has no category, the image is a padding example, or a value
+      is not finite.
     Source: GLIP, data/datasets/evaluation/coco (boxes are rescaled first and get +1 after).
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
@@ -77,7 +77,7 @@ def encode_mask(mask):
 
 
 def write_results(path, rows):
-    """Writes rows of `detection_rows` sorted by image id, then by descending score. The file appears whole or not at all.
+    """Writes rows of `detection_rows` sorted by image id, then by descending score; whole or not at all.
 
     Args:
       path: file to write; its folder is made.
@@ -94,13 +94,13 @@ def write_protocol(path, protocol):
 
     Args:
       path: file to write; its folder is made.
-      protocol: dict with at least `PROTOCOL_KEYS`; other keys (the scores themselves, hardware, date) are welcome.
-        Arrays, numpy numbers and paths are written as lists, numbers and strings.
+      protocol: dict with at least `PROTOCOL_KEYS`; other keys (the scores themselves, hardware, date) are
+        welcome. Arrays, numpy numbers and paths are written as lists, numbers and strings.
     Raises: ValueError naming the missing keys, or if a number is not finite.
     """
     missing = [key for key in PROTOCOL_KEYS if key not in protocol]
     if missing:
-        raise ValueError(f"protocol for {path}: missing keys {missing}, expected at least {list(PROTOCOL_KEYS)}")
+        raise ValueError(f"{path}: missing keys {missing}, a protocol has at least {list(PROTOCOL_KEYS)}")
     _write_whole(path, json.dumps(protocol, indent=2, allow_nan=False, default=_plain) + "\n")
 
 

@@ -8,15 +8,16 @@ RECALL_AT = (1, 5, 10)
 def phrase_recall(examples, *, iou_threshold=0.5):
     """Recall of caption phrases under the any-box protocol of Flickr30k Entities.
 
-    A phrase is found at k if any of its k best boxes overlaps any of its true boxes by `iou_threshold` or more.
-    Overlap is of continuous boxes, width = x2 − x1, as this benchmark has it; COCO files count one pixel more.
+    A phrase is found at k if any of its k best boxes overlaps any of its true boxes by `iou_threshold` or
+    more. Overlap is of continuous boxes, width = x2 − x1, as this benchmark has it; COCO files count one
+    pixel more.
 
     Args:
       examples: iterable, one per caption, of lists of phrases; a phrase is a pair (gt_boxes, pred_boxes):
         gt_boxes: [m, 4] float, `xyxy`; a phrase without any is not counted, as in the benchmark.
         pred_boxes: [K, 4] float in the same pixels, best score first; may be empty.
-    Returns: dict of floats `recall@1`, `recall@5`, `recall@10` and `upper_bound` (any of all its boxes), None without
-      a phrase to count; and `num_phrases`, int.
+    Returns: dict of floats `recall@1`, `recall@5`, `recall@10` and `upper_bound` (any of all its boxes), None
+      without a phrase to count; and `num_phrases`, int.
     Raises: ValueError naming the caption and phrase whose boxes are not [n, 4].
     Source: GLIP, data/datasets/evaluation/flickr/flickr_eval.py, FLICKR_GT_TYPE "separate".
     """
@@ -29,7 +30,8 @@ def phrase_recall(examples, *, iou_threshold=0.5):
                 first_hits.append(_first_hit(gt_boxes, pred_boxes, iou_threshold))
     first_hits = np.asarray(first_hits, np.float64)
     limits = {**{f"recall@{k}": k for k in RECALL_AT}, "upper_bound": np.inf}
-    recalls = {name: float((first_hits < k).mean()) if len(first_hits) else None for name, k in limits.items()}
+    recalls = {name: float(np.mean(first_hits < k)) if len(first_hits) else None
+               for name, k in limits.items()}
     return {**recalls, "num_phrases": len(first_hits)}
 
 
