@@ -1,4 +1,4 @@
-"""The launch scripts with made-up interpreters: what they run and install, and what they say if they cannot."""
+"""The launch scripts with made-up interpreters: what they run, when they install, what they say."""
 import os
 import pathlib
 import shutil
@@ -22,7 +22,7 @@ MAKE_VENV = 'mkdir -p "$3/bin" && cp "$0" "$3/bin/python"'
 
 
 class Machine:
-    """A copy of the scripts, and a PATH with only the given made-up interpreters beside the system's tools."""
+    """A copy of the scripts, and a PATH with only the given made-up interpreters beside system tools."""
 
     def __init__(self, folder, venv=MAKE_VENV, **pythons):
         self.root, self.bin, self.calls = folder / "project", folder / "bin", folder / "calls"
@@ -43,8 +43,9 @@ class Machine:
         self.calls.write_text("")
         here = self.root.parent
         done = subprocess.run(
-            ["bash", str(self.root / script), *arguments], check=False, capture_output=True, text=True, timeout=60,
-            cwd=here, env={"PATH": str(self.bin), "CALLS": str(self.calls), "TMPDIR": str(here), **environment})
+            ["bash", str(self.root / script), *arguments], check=False, capture_output=True, text=True, cwd=here,
+            env={"PATH": str(self.bin), "CALLS": str(self.calls), "TMPDIR": str(here), **environment},
+            timeout=60)
         return done.returncode, done.stderr, self.calls.read_text().splitlines()
 
 

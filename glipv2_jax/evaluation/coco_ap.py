@@ -129,7 +129,7 @@ def _annotations_of(rows, truth, iou_type):
     for key, known in (("image_id", truth.imgs), ("category_id", truth.cats)):
         unknown = sorted({row[key] for row in rows} - set(known))
         if unknown:
-            raise ValueError(f"results: {key} {unknown[0]} and {len(unknown) - 1} others not in the ground truth")
+            raise ValueError(f"results: {key} {unknown[0]}, one of {len(unknown)} not in the ground truth")
     annotations = []
     for number, row in enumerate(rows, start=1):
         area = coco_mask.area(row["segmentation"]) if iou_type == "segm" else row["bbox"][2] * row["bbox"][3]
