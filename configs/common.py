@@ -66,6 +66,7 @@ def get_config():
 
     config.loss = ml_collections.ConfigDict()
     config.loss.mlm_rate = 0.15              # 0: no masked language modelling
+    config.loss.mlm_positions = 64           # most words of a text that are scored
     config.loss.contrastive_regions = 100    # regions of an image in the inter-image loss; 0: off
     config.loss.weights = ml_collections.ConfigDict()   # of box, centerness, alignment, inter, mlm; 1 where absent
 

@@ -9,15 +9,15 @@ def get_config():
     config = common.get_config()
     config.model.variant = "glipv2_nano"
     size = (128, 128)
-    scenes = {"kind": "scenes", "canvas": size, "seed": 0}
+    scenes = {"kind": "scenes", "canvas": size, "seed": 0, "max_objects": 8}
     config.data.train = (
         {**scenes, "task": "detection", "split": "train", "num_examples": 100_000, "weight": 0.6},
-        {**scenes, "task": "caption", "split": "train", "num_examples": 100_000, "weight": 0.4},
+        {**scenes, "task": "caption", "split": "train", "seed": 1, "num_examples": 100_000, "weight": 0.4},
     )
     config.data.eval = (
-        {**scenes, "task": "detection", "split": "test", "num_examples": 200, "name": "seen"},
-        {**scenes, "task": "detection", "split": "heldout", "num_examples": 200, "name": "heldout"},
-        {**scenes, "task": "caption", "split": "test", "num_examples": 200, "name": "captions"},
+        {**scenes, "task": "detection", "split": "test", "num_examples": 100, "name": "seen"},
+        {**scenes, "task": "detection", "split": "heldout", "num_examples": 100, "name": "heldout"},
+        {**scenes, "task": "caption", "split": "test", "num_examples": 100, "name": "captions"},
     )
     config.data.canvas = size
     config.data.short_sides = (128,)
@@ -26,8 +26,8 @@ def get_config():
     config.data.max_boxes = 16
     config.data.num_negatives = 12
 
-    config.train.batch_size = 16
-    config.train.num_steps = 1500
+    config.train.batch_size = 8
+    config.train.num_steps = 1600
     config.train.ema_decay = 0.0
     config.train.checkpoint_every_steps = 500
     config.optimizer.learning_rate = 1e-3
@@ -35,10 +35,11 @@ def get_config():
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 50
     config.loss.contrastive_regions = 32
+    config.loss.mlm_positions = 6
 
     config.eval.batch_size = 20
     config.eval.canvases = (size,)
     config.eval.short_side = 128
     config.eval.max_size = 128
-    config.eval.classes_per_prompt = 15
+    config.eval.classes_per_prompt = 20
     return config

@@ -1,8 +1,10 @@
 """`python -m glipv2_jax.main --config=configs/X.py --workdir=DIR --mode=train|evaluate`: flags and dispatch, no more."""
+import logging
 import os
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; --config.a.b=value replaces a field.",
@@ -10,22 +12,42 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; --config
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics and results. The same one resumes.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "evaluate: only score the latest checkpoint.")
 
+log = logging.getLogger("glipv2_jax")
+
+
+def set_up_logging():
+    """The run's own lines on standard error. Libraries, which log every file that they touch, only warn."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def set_up_compilation_cache():
+    """Keeps compiled programs between runs, so that a second start is fast. JAX_COMPILATION_CACHE_DIR moves it."""
+    jax.config.update("jax_compilation_cache_dir", os.environ.get(
+        "JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/glipv2_jax/xla")))
+
 
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
-    # Compilations are kept between runs, so that a second start is fast.
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/glipv2_jax/xla"))
-    jax.config.update("jax_compilation_cache_dir", cache)
-    logging.info("jax %s on %d %s device(s), %d process(es)", jax.__version__, jax.device_count(),
-                 jax.default_backend(), jax.process_count())
-    from glipv2_jax import train  # TensorFlow comes with the data: not for --help
-    if _MODE.value == "train":
-        train.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
-    else:
-        train.evaluate_only(_CONFIG.value, _WORKDIR.value)
+    set_up_logging()
+    set_up_compilation_cache()
+    log.info("jax %s, %d %s device(s), %d process(es)", jax.__version__, jax.device_count(), jax.default_backend(),
+             jax.process_count())
+    from glipv2_jax import train  # late: TensorFlow comes with the data
+    run = {"train": train.train_and_evaluate, "evaluate": train.evaluate_only}[_MODE.value]
+    run(_CONFIG.value, _WORKDIR.value)
+
+
+def run():
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    run()

@@ -2,13 +2,14 @@
 import dataclasses
 import functools
 import json
+import logging
 import pathlib
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
+import optax
 
 from glipv2_jax import sharding
 from glipv2_jax.checkpoint import Checkpoints, load_params, read_about
@@ -21,9 +22,11 @@ from glipv2_jax.train_state import abstract_state, shardings_of
 from glipv2_jax.train_step import Objective, train_step
 from input_pipeline import train_batches
 from input_pipeline.registry import eval_specs, make_source, train_specs
-from input_pipeline.schema import batch_spec
 from input_pipeline.sources import ClassTable
 from input_pipeline.tokenizer import Tokenizer
+
+
+log = logging.getLogger(__name__)
 
 
 def build(config):
@@ -38,6 +41,12 @@ def build(config):
     if config.eval.batch_size % mesh.size:
         raise ValueError(f"eval.batch_size: found {config.eval.batch_size}, expected a multiple of the {mesh.size} devices")
     return mesh, tokenizer, model
+
+
+def abstract_params(mesh, model, config):
+    """Shapes and shardings of a model's parameters, to restore a checkpoint onto."""
+    return abstract_state(model, optax.identity(), tuple(config.data.canvas), config.data.max_tokens, False, mesh,
+                          config.mesh.min_shard_size)[1].params
 
 
 def make_eval_sources(data):
@@ -72,12 +81,11 @@ def train_and_evaluate(config, workdir):
     optimizer = make_optimizer(config.optimizer, t.num_steps, (*default_freeze(model.config), *t.freeze))
     objective = Objective(
         tokenizer.mask_id, tokenizer.vocab_size, config.loss.mlm_rate if model.config.mlm_head else 0.0,
-        config.loss.contrastive_regions if model.config.contrastive_dim else 0, tuple(config.loss.weights.items()))
+        config.loss.mlm_positions, config.loss.contrastive_regions if model.config.contrastive_dim else 0, tuple(config.loss.weights.items()))
 
     # -- sharded state: the workdir's own, else init_from's parameters, else fresh
-    spec = batch_spec(1, tuple(d.canvas), d.max_tokens, d.max_boxes)
-    one = {key: jax.ShapeDtypeStruct(shape, dtype) for key, (shape, dtype) in spec.items()}
-    create, abstract = abstract_state(model, optimizer, one, t.ema_decay > 0, mesh, config.mesh.min_shard_size)
+    create, abstract = abstract_state(model, optimizer, tuple(d.canvas), d.max_tokens, t.ema_decay > 0, mesh,
+                                      config.mesh.min_shard_size)
     checkpoints = Checkpoints(workdir, t.keep_checkpoints)
     state = checkpoints.restore(abstract)
     if state is None:
@@ -89,7 +97,7 @@ def train_and_evaluate(config, workdir):
     start_step = int(state.step)
     if is_main:
         count = sum(x.size for x in jax.tree.leaves(state.params))
-        logging.info("%s: %.1f M parameters, mesh %s, from step %d of %d, %d training images", config.model.variant,
+        log.info("%s: %.1f M parameters, mesh %s, from step %d of %d, %d training images", config.model.variant,
                      count / 1e6, dict(mesh.shape), start_step, t.num_steps, sum(map(len, sources)))
         (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
     about = json.loads(config.to_json_best_effort()), dataclasses.asdict(model.config)
@@ -116,7 +124,7 @@ def train_and_evaluate(config, workdir):
                 num_negatives=None if d.num_negatives < 0 else d.num_negatives, flip_probability=d.flip_probability,
                 class_table=ClassTable.from_sources(sources), tokenizer=tokenizer,
                 process_index=jax.process_index(), process_count=jax.process_count(), parallel_reads=d.parallel_reads)
-            logging.info("compiling the training step: about a minute for a small model, several for a large one")
+            log.info("compiling the training step: about a minute for a small model, several for a large one")
             pending = None
             with Progress("train", total=t.num_steps, unit="steps", done=start_step) as progress:
                 for step, batch in zip(range(start_step, t.num_steps), batches):
@@ -140,7 +148,7 @@ def train_and_evaluate(config, workdir):
         scores = score(state)
         writer.scalars(t.num_steps, scores)
         if is_main:
-            logging.info("evaluated in %.0f s: %s", time.perf_counter() - started,
+            log.info("evaluated in %.0f s: %s", time.perf_counter() - started,
                          ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
     checkpoints.close()
     return scores
@@ -166,16 +174,11 @@ def evaluate_only(config, workdir):
     Raises: FileNotFoundError without a checkpoint; ValueError if it does not fit the config's model.
     """
     mesh, tokenizer, model = build(config)
-    spec = batch_spec(1, tuple(config.data.canvas), config.data.max_tokens, config.data.max_boxes)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), **{
-        key: jnp.zeros(*spec[key]) for key in ("image", "image_size", "token_ids", "token_mask")}))["params"]
-    shardings = sharding.fsdp_sharding(shapes, mesh, config.mesh.min_shard_size)
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    params = load_params(workdir, abstract, ema=config.eval.ema)
+    params = load_params(workdir, abstract_params(mesh, model, config), ema=config.eval.ema)
     with jax.set_mesh(mesh):
         predictor = Predictor(model, params, mesh, config.eval)
         name = f"{pathlib.Path(workdir).name}, step {read_about(workdir)['next_step']}" + (", averaged" if config.eval.ema else "")
         scores = evaluate(predictor, mesh, config, make_eval_sources(config.data), tokenizer, workdir, name)
     if jax.process_index() == 0:
-        logging.info("%s", ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+        log.info("%s", ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
     return scores

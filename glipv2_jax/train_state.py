@@ -14,20 +14,20 @@ class TrainState:
     ema_params: dict | None           # exponential moving average, None when off
 
 
-def abstract_state(model, optimizer, batch, use_ema, mesh, min_shard_size=2**14):
+def abstract_state(model, optimizer, canvas, max_tokens, use_ema, mesh, min_shard_size=2**14):
     """Shapes and shardings of the state.
 
     Args:
       model: GLIPv2 module. optimizer: optax transformation.
-      batch: dict of arrays or ShapeDtypeStructs; only shapes of one image and text matter.
+      canvas: (H, W) pixels. max_tokens: T.
       use_ema: whether averaged parameters are kept.
     Returns: (function of a key that creates the state, TrainState of ShapeDtypeStructs that carry shardings).
     """
-    one = {k: jnp.zeros((1, *batch[k].shape[1:]), batch[k].dtype)
-           for k in ("image", "image_size", "token_ids", "token_mask")}
+    one = (jnp.zeros((1, *canvas, 3), jnp.uint8), jnp.ones((1, 2), jnp.int32), jnp.zeros((1, max_tokens), jnp.int32),
+           jnp.ones((1, max_tokens), bool))
 
     def create(key):
-        params = model.init(key, **one)["params"]
+        params = model.init(key, *one)["params"]
         # a copy: donated states must not hold one buffer twice
         ema = jax.tree.map(jnp.copy, params) if use_ema else None
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)

@@ -18,6 +18,7 @@ class Objective:
     mask_id: int
     vocab_size: int
     mlm_rate: float = 0.15               # 0 switches masked language modelling off
+    mlm_positions: int = 64              # most words of a text that are scored; the vocabulary layer is the widest there is
     contrastive_regions: int = 100       # K regions of an image in the inter-image loss; 0 switches it off
     weights: tuple[tuple[str, float], ...] = ()
 
@@ -37,8 +38,7 @@ def compute_losses(model, objective, params, batch, key, train=True):
         token_ids, scored = mlm.mask_tokens(key_mlm, token_ids, batch["token_mask"], batch["mlm_eligible"],
                                             mask_id=objective.mask_id, vocab_size=objective.vocab_size,
                                             rate=objective.mlm_rate)
-        # A quarter of the tokens is room enough for a rate of 0.15, and the vocabulary layer is the widest there is.
-        mlm_positions, mlm_valid = mlm.positions(scored, max(1, token_ids.shape[1] // 4))
+        mlm_positions, mlm_valid = mlm.positions(scored, min(objective.mlm_positions, token_ids.shape[1]))
     outputs = model.apply({"params": params}, batch["image"], batch["image_size"], token_ids, batch["token_mask"],
                           mlm_positions, train, rngs={"dropout": key_dropout})
 

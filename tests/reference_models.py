@@ -34,12 +34,17 @@ def recipe(directory):
 
 
 def case_names(directory):
-    """Stems of the model cases: a json with a case seed and a model whose manifest is there, and outputs beside it."""
+    """Stems of the model cases: a json with a case seed whose model has a manifest, and outputs that are stored whole."""
     names = []
     for path in sorted(Path(directory).glob("*.json")):
         meta = json.loads(path.read_text())
-        if isinstance(meta, dict) and "case_seed" in meta and "images" in meta and "model" in meta:
-            if (path.parent / f"manifest_{meta['model']}.json").exists() and path.with_suffix(".npz").exists():
+        if not (isinstance(meta, dict) and {"case_seed", "images", "model"} <= set(meta)
+                and (path.parent / f"manifest_{meta['model']}.json").exists() and path.with_suffix(".npz").exists()):
+            continue
+        with np.load(path.with_suffix(".npz")) as file:
+            # a plain forward pass: its text as fed, and what was detected (or, in training, assigned)
+            if any(key.endswith("input_ids") for key in file.files) and any(
+                    key.endswith(("det.0.boxes", "assign.0.matched_gt")) for key in file.files):
                 names.append(path.stem)
     return names
 

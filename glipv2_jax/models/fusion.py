@@ -40,7 +40,7 @@ class Fusion(nn.Module):
         einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         head_scale = (self.dim // self.num_heads)**-0.5
         keys = (einsum("btd,dnh->bnth", words, key[0]) + key[1][:, None]).astype(self.dtype)
-        scorer = einsum("cnh,bnth->bnct", query[0], keys) * head_scale             # words as seen by regions
+        scorer = einsum("cnh,bnth->bcnt", query[0], keys) * head_scale             # words as seen by regions
         score_bias = einsum("nh,bnth->bnt", query[1], keys) * head_scale
         values = (einsum("btd,dnh->bnth", words, word_value[0]) + word_value[1][:, None]).astype(self.dtype)
         values = einsum("bnth,nhc->bntc", values, region_out[0])                   # words as written to regions
@@ -71,8 +71,10 @@ class Fusion(nn.Module):
 def _attend(regions, scorer, score_bias, values, token_mask, chunk, dropout, rng):
     """Both softmaxes of the score matrix, in chunks of regions.
 
+    Heads and words lie side by side in one axis, so that every product is a plain batched matrix product.
+
     Args:
-      regions: [B, A, C]. scorer: [B, N, C, T]. score_bias: [B, N, T]. values: [B, N, T, C]. token_mask: [B, T] bool.
+      regions: [B, A, C]. scorer: [B, C, N, T]. score_bias: [B, N, T]. values: [B, N, T, C]. token_mask: [B, T] bool.
       chunk: regions a step. dropout: rate on both weight matrices, used when rng is not None.
     Returns:
       region_delta: [B, A, C] float32, Σ over heads and words of word weights · values.
@@ -84,8 +86,10 @@ def _attend(regions, scorer, score_bias, values, token_mask, chunk, dropout, rng
     chunk = min(chunk, a)
     steps = -(-a // chunk)
     padded = jnp.pad(regions, ((0, 0), (0, steps * chunk - a), (0, 0)))
-    real = (jnp.arange(steps * chunk) < a).reshape(steps, chunk)
+    real = (jnp.arange(steps * chunk) < a).reshape(steps, chunk, 1)
     padded = padded.reshape(b, steps, chunk, c).swapaxes(0, 1)
+    scorer, values = scorer.reshape(b, c, n * t), values.reshape(b, n * t, c)
+    score_bias = score_bias.reshape(b, 1, n * t)
     einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def drop(weights, key):
@@ -98,23 +102,23 @@ def _attend(regions, scorer, score_bias, values, token_mask, chunk, dropout, rng
         largest, total, mass, context = carry
         x, real, index = inputs
         key_words, key_regions = (None, None) if rng is None else jax.random.split(jax.random.fold_in(rng, index))
-        scores = einsum("bac,bnct->bnat", x, scorer) + score_bias[:, :, None]
-        scores = jnp.clip(scores, -CLAMP, CLAMP)
-        word_weights = jax.nn.softmax(jnp.where(token_mask[:, None, None], scores, jnp.finfo(jnp.float32).min))
-        delta = einsum("bnat,bntc->bac", drop(word_weights, key_words).astype(x.dtype), values)
+        scores = jnp.clip(einsum("bac,bck->bak", x, scorer) + score_bias, -CLAMP, CLAMP)
+        masked = jnp.where(token_mask[:, None, None], scores.reshape(b, chunk, n, t), jnp.finfo(jnp.float32).min)
+        word_weights = jax.nn.softmax(masked).reshape(scores.shape)
+        delta = einsum("bak,bkc->bac", drop(word_weights, key_words).astype(x.dtype), values)
 
         # Online softmax over regions. The running maximum only keeps exp in range: no gradient passes through it.
-        scores = jnp.where(real[:, None], scores, -jnp.inf)
-        new_largest = jax.lax.stop_gradient(jnp.maximum(largest, scores.max(2)))
+        scores = jnp.where(real, scores, -jnp.inf)
+        new_largest = jax.lax.stop_gradient(jnp.maximum(largest, scores.max(1)))
         shrink = jnp.exp(largest - new_largest)
-        weights = jnp.exp(scores - new_largest[:, :, None])
+        weights = jnp.exp(scores - new_largest[:, None])
         kept = drop(weights, key_regions)
-        total = total * shrink + weights.sum(2)
-        mass = mass * shrink + kept.sum(2)
-        context = context * shrink[..., None] + einsum("bnat,bac->bntc", kept.astype(x.dtype), x)
+        total = total * shrink + weights.sum(1)
+        mass = mass * shrink + kept.sum(1)
+        context = context * shrink[..., None] + einsum("bak,bac->bkc", kept.astype(x.dtype), x)
         return (new_largest, total, mass, context), delta
 
-    start = (jnp.full((b, n, t), -2 * CLAMP), jnp.zeros((b, n, t)), jnp.zeros((b, n, t)), jnp.zeros((b, n, t, c)))
+    start = (jnp.full((b, n * t), -2 * CLAMP), *jnp.zeros((2, b, n * t)), jnp.zeros((b, n * t, c)))
     (_, total, mass, context), delta = jax.lax.scan(step, start, (padded, real, jnp.arange(steps)))
     delta = delta.swapaxes(0, 1).reshape(b, steps * chunk, c)[:, :a]
-    return delta, context / total[..., None], mass / total
+    return delta, (context / total[..., None]).reshape(b, n, t, c), (mass / total).reshape(b, n, t)

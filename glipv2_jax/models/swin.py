@@ -27,7 +27,7 @@ class Swin(nn.Module):
     def __call__(self, image, train=False):
         c = self.config
         block = nn.remat(SwinBlock, static_argnums=(2,)) if self.remat else SwinBlock
-        rates = iter(np.linspace(0, c.drop_path, sum(c.depths), dtype=np.float32).tolist())
+        rates = iter(drop_path_rates(c))
         x = PatchEmbed(c.embed_dim, c.convolutional, self.dtype, name="patch_embed")(image)
         outputs = []
         for stage, depth in enumerate(c.depths):
@@ -136,6 +136,11 @@ class WindowAttention(nn.Module):
         weights = nn.softmax(scores).astype(self.dtype)
         out = jnp.einsum("bwnqk,bwknd->bwqnd", weights, v).reshape(b, w, t, self.dim)
         return Dense(self.dim, dtype=self.dtype, name="proj")(out)
+
+
+def drop_path_rates(config):
+    """Rate of every block, growing linearly from 0 to `config.drop_path` over all stages."""
+    return np.linspace(0, config.drop_path, sum(config.depths)).tolist()
 
 
 def window_partition(x, window):

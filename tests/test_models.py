@@ -1,0 +1,178 @@
+"""The model's sizes, its options, and what may not influence what."""
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glipv2_jax.models.config import VARIANTS, from_dict, model_config
+from glipv2_jax.models.glipv2 import GLIPv2
+from glipv2_jax.train_step import Objective, compute_losses
+from input_pipeline.schema import batch_spec
+
+# Built by the reference's code (A, T, L); our own count for the models that were never released.
+PARAMETERS = {"glip_a": 151_430_526, "glip_t": 231_780_222, "glip_l": 430_422_384}
+TINY = {"image_encoder": {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "window": 4},
+        "text_encoder": {"vocab_size": 64, "width": 32, "num_layers": 1, "num_heads": 2, "mlp_dim": 32,
+                         "max_positions": 16},
+        "channels": 16, "num_blocks": 1, "fusion_dim": 32, "fusion_heads": 2, "fusion_chunk": 7, "text_mlp_dim": 32,
+        "text_heads": 2, "contrastive_dim": 8}
+
+
+def tiny_batch(batch_size=4, seed=0, canvas=(64, 64), tokens=16, boxes=4):
+    """A batch of noise that obeys the contract: two detection prompts with shared names, then captions."""
+    rng = np.random.default_rng(seed)
+    batch = {k: np.zeros(shape, dtype) for k, (shape, dtype) in batch_spec(batch_size, canvas, tokens, boxes).items()}
+    batch["image"][:] = rng.integers(0, 256, batch["image"].shape)
+    batch["image_size"][:] = canvas
+    batch["token_ids"][:] = rng.integers(5, 64, batch["token_ids"].shape)
+    batch["token_mask"][:, :12] = True
+    corner = rng.uniform(0, 30, (batch_size, boxes, 2))
+    batch["boxes"][:] = np.concatenate([corner, corner + rng.uniform(10, 33, corner.shape)], -1)
+    batch["box_mask"][:, :-1] = True
+    for g in range(boxes):
+        batch["positive_map"][:, g, 1 + 2 * g:3 + 2 * g] = True
+    batch["box_class"][:] = batch["token_class"][:] = -1
+    batch["box_class"][:2] = np.arange(boxes)
+    batch["token_class"][:2, 1:1 + 2 * boxes] = np.repeat(np.arange(boxes), 2)
+    batch["mlm_eligible"][:] = np.where(batch["token_mask"], 1, -1)
+    return batch
+
+
+def count(config):
+    """Parameters of a model, without making them."""
+    tokens = config.text_encoder.max_positions
+    shapes = jax.eval_shape(GLIPv2(config).init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.uint8),
+                            np.full((1, 2), 64, np.int32), np.zeros((1, tokens), np.int32), np.ones((1, tokens), bool))
+    return sum(x.size for x in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_parameter_counts(variant):
+    found = count(VARIANTS[variant])
+    if variant in PARAMETERS:
+        assert found == PARAMETERS[variant]
+    if variant == "glipv2_t":
+        # GLIP-T, the MLM head (transform, norm, decoder) and two projections to 64 with a temperature
+        mlm = 768 * 768 + 768 + 2 * 768 + 768 * 30522 + 30522
+        assert found == PARAMETERS["glip_t"] + mlm + (256 + 1) * 64 + (768 + 1) * 64 + 1
+
+
+def test_unknown_fields_and_values_are_refused():
+    with pytest.raises(ValueError, match="unknown fields .*chanels"):
+        model_config("glip_t", {"chanels": 3})
+    with pytest.raises(ValueError, match="expected one of .*glip_a"):
+        model_config("glip_x")
+    with pytest.raises(ValueError, match="multiple of 16"):
+        model_config("glip_t", {"channels": 100})
+
+
+def test_config_survives_a_checkpoint():
+    import dataclasses
+    import json
+    config = model_config("glipv2_t", TINY)
+    assert from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model = GLIPv2(model_config("glipv2_t", TINY))
+    batch = tiny_batch()
+    params = jax.jit(model.init)(jax.random.key(0), *(batch[k] for k in ("image", "image_size", "token_ids", "token_mask")))
+    return model, params["params"], batch
+
+
+OBJECTIVE = Objective(mask_id=4, vocab_size=64, mlm_positions=8, contrastive_regions=12)
+
+
+def test_inter_image_loss_does_not_see_the_fusion_tower(tiny):
+    model, params, batch = tiny
+
+    def inter(params):
+        return compute_losses(model, OBJECTIVE, params, batch, jax.random.key(1))[1]["loss_inter"]
+    run = jax.jit(jax.value_and_grad(inter))
+    value, grads = run(params)
+    tower = [name for name in params if name.startswith(("fusion_", "text_layer_", "dyconv_", "grounding", "localization"))]
+    changed = params | {name: jax.tree.map(lambda x: x + 0.3, params[name]) for name in tower}
+    value_after, grads_after = run(changed)
+    assert value == value_after
+    jax.tree.map(np.testing.assert_array_equal, grads, grads_after)
+    assert all(not np.any(x) for name in tower for x in jax.tree.leaves(grads[name]))
+    assert all(np.any(x) for name in ("image_encoder", "fpn", "text_encoder", "contrastive")
+               for x in jax.tree.leaves(grads[name])[:1])
+
+
+@pytest.mark.parametrize("change", ["no boxes", "no tokens", "nothing to mask", "all padding"])
+def test_degenerate_batches_give_finite_losses_and_gradients(tiny, change):
+    model, params, batch = tiny
+    batch = {k: v.copy() for k, v in batch.items()}
+    if change in ("no boxes", "all padding"):
+        batch["box_mask"][:] = False
+        batch["positive_map"][:] = False
+    if change in ("no tokens", "all padding"):
+        batch["token_mask"][:] = False
+        batch["positive_map"][:] = False
+    if change in ("nothing to mask", "no tokens", "all padding"):
+        batch["mlm_eligible"][:] = -1
+    if change == "all padding":
+        batch["image_size"][:] = 1
+    (loss, _), grads = jax.jit(jax.value_and_grad(
+        lambda p: compute_losses(model, OBJECTIVE, p, batch, jax.random.key(1)), has_aux=True))(params)
+    assert np.isfinite(loss)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+
+
+def test_fusion_chunks_do_not_change_the_result(tiny):
+    model, params, batch = tiny
+    whole = GLIPv2(model_config("glipv2_t", TINY | {"fusion_chunk": 10_000}))
+    inputs = [batch[k] for k in ("image", "image_size", "token_ids", "token_mask")]
+    chunked, full = (jax.jit(m.apply)({"params": params}, *inputs) for m in (model, whole))
+    np.testing.assert_allclose(chunked.alignment_logits, full.alignment_logits, atol=2e-5)
+    np.testing.assert_allclose(chunked.box_deltas, full.box_deltas, atol=2e-5)
+
+
+def test_remat_does_not_change_the_gradient(tiny):
+    model, params, batch = tiny
+    again = GLIPv2(model_config("glipv2_t", TINY | {"remat": True}))
+    grads = [jax.jit(jax.grad(lambda p, m=m: compute_losses(m, OBJECTIVE, p, batch, jax.random.key(1), train=False)[0]))(
+        params) for m in (model, again)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *grads)
+
+
+def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(tiny):
+    model, params, batch = tiny
+    half = GLIPv2(model.config, dtype=jnp.bfloat16)
+    inputs = [batch[k] for k in ("image", "image_size", "token_ids", "token_mask")]
+    shapes = jax.eval_shape(half.init, jax.random.key(0), *inputs)
+    assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    exact, rounded = (jax.jit(m.apply)({"params": params}, *inputs) for m in (model, half))
+    for name in ("box_deltas", "centerness", "alignment_logits"):
+        a, b = np.asarray(getattr(exact, name)), np.asarray(getattr(rounded, name))
+        assert b.dtype == np.float32
+        assert np.linalg.norm(a - b) < 0.05 * np.linalg.norm(a), name
+
+
+def test_clip_style_towers_train():
+    overrides = TINY | {"text_encoder": {**TINY["text_encoder"], "kind": "clip"}}
+    overrides["image_encoder"] = overrides["image_encoder"] | {"convolutional": True}
+    model, batch = GLIPv2(model_config("glipv2_b", overrides)), tiny_batch(2)
+    params = jax.jit(model.init)(jax.random.key(0), *(batch[k] for k in ("image", "image_size", "token_ids", "token_mask")))
+    loss, grads = jax.jit(jax.value_and_grad(
+        lambda p: compute_losses(model, OBJECTIVE, p, batch, jax.random.key(1))[0]))(params["params"])
+    assert np.isfinite(loss) and all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+
+
+def test_model_losses_and_decoding_import_without_tensorflow_and_torch():
+    code = ("import sys, glipv2_jax, glipv2_jax.models.glipv2, glipv2_jax.train_step, glipv2_jax.detection.postprocess, "
+            "glipv2_jax.convert.names, glipv2_jax.draw, input_pipeline.tokenizer, input_pipeline.prompts; "
+            "bad = [m for m in ('tensorflow', 'torch') if m in sys.modules]; assert not bad, bad")
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_text_longer_than_the_encoder_is_refused():
+    config = model_config("glip_t", {"text_encoder": {"max_positions": 8}})
+    with pytest.raises(ValueError, match="16 tokens.*8 positions"):
+        jax.eval_shape(GLIPv2(config).init, jax.random.key(0), *(tiny_batch(1)[k] for k in (
+            "image", "image_size", "token_ids", "token_mask")))

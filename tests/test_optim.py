@@ -1,0 +1,106 @@
+"""Optimizer groups, schedules, averaging and freezing against the reference's numbers."""
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glipv2_jax.convert.names import parameter_of
+from glipv2_jax.optim import (default_freeze, frozen, group_of, learning_rate, make_optimizer, milestone_steps,
+                              weight_decay_factor)
+from glipv2_jax.models.config import VARIANTS
+
+
+def settings(**changes):
+    values = {"learning_rate": 1e-4, "text_learning_rate": 1e-5, "weight_decay": 1e-4, "bias_rate_factor": 2.0,
+              "clip_norm": 1.0, "schedule": "multistep", "milestones": (0.67, 0.89), "gamma": 0.1, "warmup_steps": 0,
+              "warmup_factor": 0.001, "warmup_method": "linear", "min_learning_rate": 1e-6, "decay_weight_decay": False}
+    return types.SimpleNamespace(**{**values, **changes})
+
+
+def test_reference_parameter_groups(load_reference):
+    for name, about in load_reference("optimizer_groups.json").items():
+        if name == "note":
+            continue
+        config = settings(learning_rate=about["base_lr"], text_learning_rate=about["lang_lr"],
+                          weight_decay=about["weight_decay"], bias_rate_factor=about["bias_lr_factor"])
+        freeze = default_freeze(VARIANTS["glip_l" if "Swin_L" in about["config"] else "glip_t"])
+        for key, expected in about["parameters"].items():
+            path = parameter_of(key)[0]
+            np.testing.assert_allclose(group_of(path, config), (expected["lr"], expected["weight_decay"]), rtol=1e-6,
+                                       err_msg=key)
+            assert not frozen(path, freeze), key
+        for key in about["not_in_optimizer"]:
+            assert frozen(parameter_of(key)[0], freeze), key
+
+
+def test_reference_frozen_stages(load_reference):
+    import dataclasses
+    cases = load_reference("freeze.json")
+    found = {k: v for k, v in _freeze_cases(cases)}
+    assert found
+    for k, keys in found.items():
+        config = dataclasses.replace(VARIANTS["glip_t"], image_encoder=dataclasses.replace(
+            VARIANTS["glip_t"].image_encoder, frozen_stages=k))
+        patterns = default_freeze(config)
+        for key in keys:
+            assert frozen(parameter_of(key)[0], patterns), f"FREEZE_CONV_BODY_AT {k}: {key} trains"
+
+
+def _freeze_cases(node):
+    """(k, frozen keys) wherever the file states them under a number."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            if key.lstrip("-").isdigit():
+                keys = next((v for v in value.values() if isinstance(v, list) and v and "backbone" in str(v[0])), [])
+                yield int(key), [k for k in keys if "relative_position_index" not in k and k.count(".") > 2
+                                 and k.endswith(("weight", "bias", "table"))]
+            else:
+                yield from _freeze_cases(value)
+
+
+def test_reference_schedules(load_reference):
+    cases, checked = load_reference("schedule.json"), 0
+    for about in cases.values():
+        if not isinstance(about, dict) or "lr_at" not in about:
+            continue
+        config = settings(schedule="multistep" if "steps" in about else "cosine", milestones=about.get("steps", ()),
+                          gamma=about.get("gamma", 0.1), warmup_steps=about["warmup_iters"],
+                          warmup_factor=about["warmup_factor"], warmup_method=about.get("warmup_method", "linear"),
+                          min_learning_rate=about.get("min_lr", 0.0))
+        for step, rates in about["lr_at"].items():
+            found = [learning_rate(int(step), base, config, about["max_iter"]) for base in about["base_lrs"]]
+            np.testing.assert_allclose(found, rates, rtol=1e-5)
+            checked += 1
+    assert checked > 20
+    for steps, expected in cases["rounding_of_milestones"].items():
+        assert list(milestone_steps((0.67, 0.89), int(steps))) == expected
+    decay = cases["weight_decay_schedule"]
+    config = settings(milestones=decay["milestones"], decay_weight_decay=True)
+    for step, expected in decay["wd_at"].items():
+        np.testing.assert_allclose(decay["weight_decay"] * weight_decay_factor(int(step), config, 10_000), expected, rtol=1e-5)
+
+
+def test_adamw_by_hand():
+    """One step: clipping, Adam's first update is the sign, decay decoupled, bias at twice the rate without decay."""
+    params = {"fpn": {"kernel": jnp.array([2.0, -1.0]), "bias": jnp.array([1.0])}}
+    grads = {"fpn": {"kernel": jnp.array([30.0, -40.0]), "bias": jnp.array([0.0])}}
+    optimizer = make_optimizer(settings(weight_decay=0.1), num_steps=100)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["fpn"]["kernel"], -1e-4 * (np.array([1.0, -1.0]) + 0.1 * np.array([2.0, -1.0])), rtol=1e-4)
+    np.testing.assert_allclose(updates["fpn"]["bias"], 0.0)
+
+
+def test_frozen_parameters_have_no_moments_and_do_not_move():
+    params = {"text_encoder": {"kernel": jnp.ones(3)}, "fpn": {"kernel": jnp.ones(3)}}
+    optimizer = make_optimizer(settings(), 100, freeze=("text_encoder/",))
+    state = optimizer.init(params)
+    assert sum(x.size for x in jax.tree.leaves(state) if x.ndim) == 2 * 3
+    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+    assert not updates["text_encoder"]["kernel"].any() and updates["fpn"]["kernel"].all()
+
+
+def test_unknown_schedule_is_refused():
+    with pytest.raises(ValueError, match="found 'linear', expected 'multistep' or 'cosine'"):
+        learning_rate(0, 1.0, settings(schedule="linear"), 10)

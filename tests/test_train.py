@@ -1,0 +1,148 @@
+"""The main job from end to end on rendered scenes: train, stop, resume, evaluate; and how it fails."""
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from glipv2_jax import train
+from glipv2_jax.checkpoint import load_params, read_about
+from pycocotools.coco import COCO
+from tests.test_models import TINY
+
+SIZE = (64, 64)
+
+
+def small_config():
+    """Six steps of a model that sees nothing, with every part of the main job in it."""
+    config = common.get_config()
+    config.model.overrides = TINY | {"text_encoder": {**TINY["text_encoder"], "vocab_size": 30522, "max_positions": 64}}
+    scenes = {"kind": "scenes", "canvas": SIZE, "max_objects": 3}
+    config.data.train = ({**scenes, "task": "detection", "num_examples": 20, "weight": 1.0},
+                         {**scenes, "task": "caption", "num_examples": 20, "weight": 1.0})
+    config.data.eval = ({**scenes, "task": "detection", "split": "heldout", "num_examples": 3, "name": "heldout"},
+                        {**scenes, "task": "caption", "split": "test", "num_examples": 3, "name": "captions"})
+    config.data.canvas, config.data.short_sides, config.data.max_size = SIZE, (64,), 64
+    config.data.max_tokens, config.data.max_boxes, config.data.num_negatives = 64, 4, 5
+    config.train.batch_size, config.train.num_steps = 2, 6
+    config.train.checkpoint_every_steps, config.train.log_every_steps = 3, 1
+    config.optimizer.learning_rate = config.optimizer.text_learning_rate = 1e-3
+    config.optimizer.warmup_steps = 2
+    config.loss.contrastive_regions, config.loss.mlm_positions = 8, 4
+    config.eval.batch_size, config.eval.canvases = 2, (SIZE,)
+    config.eval.short_side = config.eval.max_size = 64
+    config.eval.classes_per_prompt, config.eval.num_pictures = 20, 2
+    config.eval.score_threshold = 0.0        # an untrained model finds nothing above the usual threshold
+    config.eval.pre_nms_top_n, config.eval.max_detections = 20, 5
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(config, workdir, scores) of an unbroken run."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    config, workdir = small_config(), tmp_path_factory.mktemp("run")
+    yield config, workdir, train.train_and_evaluate(config, workdir)
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+def _metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_results_that_pycocotools_reads(finished):
+    _, workdir, scores = finished
+    assert set(scores) >= {"heldout/AP50", "heldout/heldout_AP50", "captions/recall@1"}
+    lines = _metrics(workdir)
+    assert [line["step"] for line in lines] == list(range(1, 7))
+    assert {"loss_box", "loss_centerness", "loss_alignment", "loss_inter", "loss_mlm", "grad_norm"} <= set(lines[0])
+    assert lines[-1]["heldout/AP50"] == scores["heldout/AP50"]
+    rows = json.loads((workdir / "detections.json").read_text())
+    assert rows and [r["image_id"] for r in rows] == sorted(r["image_id"] for r in rows)
+    truth = COCO()
+    truth.dataset = {"images": [{"id": i} for i in range(3)], "annotations": [], "categories": []}
+    truth.createIndex()
+    assert len(truth.loadRes(rows).anns) == len(rows)
+    protocol = json.loads((workdir / "protocol.json").read_text())
+    assert "step 6" in protocol["checkpoint"] and len(protocol["prompt"]) == 6
+    assert (workdir / "pictures.jpg").exists() and (workdir / "captions" / "pictures.jpg").exists()
+    assert list(workdir.glob("events.out.tfevents*"))
+
+
+def test_a_stopped_run_resumes_bit_for_bit(finished, tmp_path):
+    """The workdir as it was after step 3, its later lines of metrics included, goes on to the same state."""
+    config, workdir, _ = finished
+    shutil.copytree(workdir / "checkpoints" / "3", tmp_path / "checkpoints" / "3")
+    shutil.copy(workdir / "metrics.jsonl", tmp_path)
+    train.train_and_evaluate(config, tmp_path)
+    assert _metrics(tmp_path) == _metrics(workdir)
+    assert (tmp_path / "detections.json").read_text() == (workdir / "detections.json").read_text()
+    for ema in (False, True):
+        resumed, unbroken = (_params(config, folder, ema) for folder in (tmp_path, workdir))
+        jax.tree.map(np.testing.assert_array_equal, resumed, unbroken)
+
+
+def _abstract(config):
+    mesh, _, model = train.build(config)
+    return train.abstract_params(mesh, model, config)
+
+
+def _params(config, workdir, ema):
+    return load_params(workdir, _abstract(config), ema=ema)
+
+
+def test_evaluate_only_gives_the_same_scores(finished):
+    config, workdir, scores = finished
+    before = (workdir / "detections.json").read_text()
+    assert train.evaluate_only(config, workdir) == scores
+    assert (workdir / "detections.json").read_text() == before
+
+
+def test_checkpoint_of_another_model_is_refused_by_name(finished):
+    config, workdir, _ = finished
+    other = small_config()
+    other.model.overrides = config.model.overrides.to_dict() | {"channels": 32}
+    with pytest.raises(ValueError, match=r"fpn/lateral3/kernel: found \(1, 1, 32, 16\), expected \(1, 1, 32, 32\)"):
+        train.evaluate_only(other, workdir)
+    assert read_about(workdir)["next_step"] == 6
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        train.evaluate_only(config, workdir / "nowhere")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_examples(tmp_path):
+    config = small_config()
+    config.loss.weights.alignment = float("nan")
+    with pytest.raises(FloatingPointError, match=r"step 0: loss nan.*Examples.*scenes_train_\w+ image \d+"):
+        train.train_and_evaluate(config, tmp_path)
+
+
+def test_accumulation_and_frozen_parts_train(tmp_path):
+    config = small_config()
+    config.train.accumulation_steps, config.train.num_steps = 2, 2
+    config.train.freeze = ("text_encoder/", "image_encoder/")
+    config.data.eval = ()
+    train.train_and_evaluate(config, tmp_path)
+    model, after = train.build(config)[2], load_params(tmp_path, _abstract(config))
+    before = jax.jit(model.init)(jax.random.key(config.seed), np.zeros((1, *SIZE, 3), np.uint8), np.full((1, 2), 64),
+                                 np.zeros((1, 64), np.int32), np.ones((1, 64), bool))["params"]
+    for part in ("text_encoder", "image_encoder"):
+        jax.tree.map(np.testing.assert_array_equal, before[part], after[part])
+    assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(before["fpn"]), jax.tree.leaves(after["fpn"])))
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda c: setattr(c.data, "train", ()), "found nothing to train on"),
+    (lambda c: setattr(c.data, "train", ({"kind": "scene", "weight": 1.0},)), "found source kind 'scene', expected one of"),
+    (lambda c: setattr(c.data, "train_json", "a.json"), "train_images, the folder of its images, is empty"),
+    (lambda c: setattr(c.train, "accumulation_steps", 3), "found 2 in 3 micro-batches"),
+    (lambda c: setattr(c.mesh, "fsdp", 7), "expected the product of the axes"),
+    (lambda c: setattr(c.model, "overrides", {"text_encoder": {"vocab_size": 9}}), "text encoder of 9 words, but the vocabulary has 30522"),
+])
+def test_configs_that_cannot_work_say_why(tmp_path, change, message):
+    config = small_config()
+    with config.unlocked():
+        change(config)
+    with pytest.raises(ValueError, match=message):
+        train.train_and_evaluate(config, tmp_path)
