@@ -43,9 +43,9 @@ class Machine:
         self.calls.write_text("")
         here = self.root.parent
         done = subprocess.run(
-            ["bash", str(self.root / script), *arguments], check=False, capture_output=True, text=True, cwd=here,
+            ["bash", str(self.root / script), *arguments], check=False, capture_output=True, text=True,
             env={"PATH": str(self.bin), "CALLS": str(self.calls), "TMPDIR": str(here), **environment},
-            timeout=60)
+            cwd=here, timeout=60)
         return done.returncode, done.stderr, self.calls.read_text().splitlines()
 
 
