@@ -25,7 +25,6 @@ from input_pipeline.registry import eval_specs, make_source, train_specs
 from input_pipeline.sources import ClassTable
 from input_pipeline.tokenizer import Tokenizer
 
-
 log = logging.getLogger(__name__)
 
 

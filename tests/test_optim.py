@@ -1,4 +1,6 @@
 """Optimizer groups, schedules, averaging and freezing against the reference's numbers."""
+import dataclasses
+import json
 import types
 
 import jax
@@ -7,9 +9,16 @@ import numpy as np
 import pytest
 
 from glipv2_jax.convert.names import parameter_of
-from glipv2_jax.optim import (default_freeze, frozen, group_of, learning_rate, make_optimizer, milestone_steps,
-                              weight_decay_factor)
 from glipv2_jax.models.config import VARIANTS
+from glipv2_jax.optim import (
+    default_freeze,
+    frozen,
+    group_of,
+    learning_rate,
+    make_optimizer,
+    milestone_steps,
+    weight_decay_factor,
+)
 
 
 def settings(**changes):
@@ -35,29 +44,14 @@ def test_reference_parameter_groups(load_reference):
             assert frozen(parameter_of(key)[0], freeze), key
 
 
-def test_reference_frozen_stages(load_reference):
-    import dataclasses
-    cases = load_reference("freeze.json")
-    found = {k: v for k, v in _freeze_cases(cases)}
-    assert found
-    for k, keys in found.items():
-        config = dataclasses.replace(VARIANTS["glip_t"], image_encoder=dataclasses.replace(
-            VARIANTS["glip_t"].image_encoder, frozen_stages=k))
-        patterns = default_freeze(config)
-        for key in keys:
-            assert frozen(parameter_of(key)[0], patterns), f"FREEZE_CONV_BODY_AT {k}: {key} trains"
-
-
-def _freeze_cases(node):
-    """(k, frozen keys) wherever the file states them under a number."""
-    for key, value in node.items():
-        if isinstance(value, dict):
-            if key.lstrip("-").isdigit():
-                keys = next((v for v in value.values() if isinstance(v, list) and v and "backbone" in str(v[0])), [])
-                yield int(key), [k for k in keys if "relative_position_index" not in k and k.count(".") > 2
-                                 and k.endswith(("weight", "bias", "table"))]
-            else:
-                yield from _freeze_cases(value)
+def test_reference_frozen_stages(load_reference, reference_dir):
+    manifest = json.loads((reference_dir / "manifest_tiny.json").read_text())
+    keys = {key.removeprefix("module.") for key, about in manifest.items() if about["weight"]}
+    for k, about in load_reference("freeze.json")["FREEZE_CONV_BODY_AT"].items():
+        image_encoder = dataclasses.replace(VARIANTS["glip_t"].image_encoder, frozen_stages=int(k))
+        patterns = default_freeze(dataclasses.replace(VARIANTS["glip_t"], image_encoder=image_encoder))
+        expected = {key.removeprefix("module.") for key in about["frozen"]} & keys
+        assert {key for key in keys if frozen(parameter_of(key)[0], patterns)} == expected, k
 
 
 def test_reference_schedules(load_reference):

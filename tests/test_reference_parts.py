@@ -1,5 +1,4 @@
 """Parts of the network alone against stored numbers: DropBlock, drop path, FPN in training, the CLIP text tower."""
-import json
 from unittest import mock
 
 import jax

@@ -5,11 +5,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from pycocotools.coco import COCO
 
 from configs import common
 from glipv2_jax import train
 from glipv2_jax.checkpoint import load_params, read_about
-from pycocotools.coco import COCO
 from tests.test_models import TINY
 
 SIZE = (64, 64)
