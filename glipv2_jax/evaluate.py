@@ -1,12 +1,12 @@
 """A model on data sets: detections, scores, protocol and pictures. Every image exactly once, on any number of devices."""
 import functools
+import importlib.metadata
 import pathlib
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pycocotools
 
 from glipv2_jax import draw, sharding
 from glipv2_jax.detection.anchors import anchors, level_shapes, level_sizes
@@ -138,7 +138,8 @@ def _detect_classes(predictor, mesh, config, source, tokenizer, folder, name):
     scores, pictures = {}, []
     if jax.process_index() == 0:
         coco_json.write_results(folder / "detections.json", rows)
-        truth = getattr(source, "ground_truth", None) or coco_ap.ground_truth_from_source(source)
+        # The file itself where there is one: its areas decide what is small and what is large.
+        truth = getattr(source, "json_path", None) or coco_ap.ground_truth_from_source(source)
         everything = coco_ap.coco_ap(truth, rows)
         scores = {key: everything[key] for key in ("AP", "AP50", "AP75")}
         held_out = getattr(source, "held_out", ())
@@ -148,7 +149,7 @@ def _detect_classes(predictor, mesh, config, source, tokenizer, folder, name):
         pictures = _class_pictures(source, rows, config.eval.num_pictures)
     return scores, pictures, {
         "prompt": [chunk.caption for chunk in chunks], "classes_per_prompt": rows_of_prompt,
-        "metric": f"COCO bbox AP by pycocotools {_version(pycocotools)}"}
+        "metric": f"COCO bbox AP by pycocotools {importlib.metadata.version('pycocotools')}"}
 
 
 def _ground_captions(predictor, mesh, config, source, tokenizer, folder, name):
@@ -226,10 +227,11 @@ def _caption_pictures(source, drawn):
         phrase_of_box, best = drawn[record["image_id"]]
         spans = {phrase_of_box[g]: record["spans"][g] for g in range(len(record["spans"])) if phrase_of_box[g] >= 0}
         hits = [p for p in sorted(spans) if best[p] is not None]
-        image = _pixels(record)
-        pictures += [draw.draw_caption(image, record["caption"], record["spans"], record["boxes"]),
-                     draw.draw_caption(image, record["caption"], [spans[p] for p in hits],
-                                       np.array([best[p] for p in hits]).reshape(-1, 4))]
+        image, caption = _pixels(record), record["caption"]
+        colors = draw.phrase_colors(" ".join(caption[b:e] for b, e in of_box) for of_box in record["spans"])
+        pictures += [draw.draw_caption(image, caption, record["spans"], record["boxes"], colors=colors),
+                     draw.draw_caption(image, caption, [spans[p] for p in hits],
+                                       np.array([best[p] for p in hits]).reshape(-1, 4), colors=colors)]
         if len(pictures) == 2 * len(drawn):
             break
     return pictures
@@ -237,8 +239,3 @@ def _caption_pictures(source, drawn):
 
 def _pixels(record):
     return record["image"]() if callable(record["image"]) else record["image"]
-
-
-def _version(module):
-    from importlib.metadata import version
-    return version(module.__name__)

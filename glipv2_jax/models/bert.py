@@ -4,6 +4,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from glipv2_jax.models.config import TextEncoderConfig
 from glipv2_jax.models.layers import Dense
@@ -24,10 +25,10 @@ class Bert(nn.Module):
         if token_ids.shape[1] > c.max_positions:
             raise ValueError(f"text of {token_ids.shape[1]} tokens, but the text encoder has {c.max_positions} positions")
 
-        def embed(count, name):
-            return nn.Embed(count, c.width, dtype=self.dtype, embedding_init=nn.initializers.normal(0.02), name=name)
+        def embed(count, name, init=nn.initializers.normal(0.02)):
+            return nn.Embed(count, c.width, dtype=self.dtype, embedding_init=init, name=name)
         x = embed(c.vocab_size, "word_embeddings")(token_ids)
-        x = x + embed(c.max_positions, "position_embeddings")(jnp.arange(token_ids.shape[1]))
+        x = x + embed(c.max_positions, "position_embeddings", sinusoids)(jnp.arange(token_ids.shape[1]))
         x = x + embed(2, "token_type_embeddings")(jnp.zeros((), jnp.int32))
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
         x = nn.Dropout(c.dropout, deterministic=not train)(x)
@@ -66,6 +67,19 @@ class BertLayer(nn.Module):
         y = clamp(nn.gelu(clamp(dense(self.mlp_dim, name="mlp_in")(x)), approximate=False))
         y = clamp(dropout(dense(self.width, name="mlp_out")(y)))
         return clamp(LayerNorm(dtype=self.dtype, name="mlp_norm")(x + y))
+
+
+def sinusoids(key, shape, dtype=jnp.float32):
+    """Initial position table [P, D] of BERT's usual magnitude, 0.02.
+
+    Neighbours are alike in the same way everywhere from the first step on, so that an encoder trained from scratch
+    binds "red" to "star" early; random vectors would have to learn that for each position anew.
+    """
+    del key
+    half = shape[1] // 2
+    angle = np.arange(shape[0])[:, None] / 10_000**(np.arange(half) / half)
+    table = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+    return jnp.asarray(np.pad(table, ((0, 0), (0, shape[1] - 2 * half))) * 0.02 * 2**0.5, dtype)
 
 
 def masked_attention(q, k, v, token_mask, clamp=lambda s: s, dropout=lambda w: w):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glipv2_jax.models.bert import LayerNorm, masked_attention
+from glipv2_jax.models.bert import LayerNorm, masked_attention, sinusoids
 from glipv2_jax.models.config import TextEncoderConfig
 from glipv2_jax.models.layers import Dense
 
@@ -24,7 +24,7 @@ class ClipText(nn.Module):
             raise ValueError(f"text of {token_ids.shape[1]} tokens, but the tower's context is {c.max_positions}")
         x = nn.Embed(c.vocab_size, c.width, dtype=self.dtype, embedding_init=nn.initializers.normal(0.02),
                      name="token_embedding")(token_ids)
-        position = self.param("positional_embedding", nn.initializers.normal(0.02), (c.max_positions, c.width))
+        position = self.param("positional_embedding", sinusoids, (c.max_positions, c.width))
         x = x + position.astype(self.dtype)
         layer = nn.remat(ClipLayer, static_argnums=(3,)) if self.remat else ClipLayer
         for i in range(c.num_layers):

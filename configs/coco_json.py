@@ -1,0 +1,40 @@
+"""Train and evaluate on any folder of images with a COCO-format file; class names come from the file.
+
+    python -m glipv2_jax.main --config=configs/coco_json.py --workdir=runs/mine \
+        --config.data.train_json=train.json --config.data.train_images=train/ \
+        --config.data.eval_json=val.json --config.data.eval_images=val/
+
+`configs/coco_json.py:small` (the default) is the quickstart's model on 256-pixel images: it runs on a laptop, and goes
+on from a quickstart with --config.init_from=runs/quickstart. `configs/coco_json.py:full` is GLIPv2-T at the paper's
+size, for an accelerator.
+"""
+from configs import common
+
+
+def get_config(size="small"):
+    if size not in ("small", "full"):
+        raise ValueError(f"configs/coco_json.py:{size}: expected 'small' or 'full'")
+    config = common.get_config()
+    config.data.num_negatives = -1           # every class in every prompt: fine-tuning on a short list
+    config.train.num_steps = 300
+    config.train.batch_size = 4
+    config.train.ema_decay = 0.0
+    config.train.checkpoint_every_steps = 100
+    config.train.log_every_steps = 10
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 20
+    config.eval.batch_size = 4
+    if size == "small":
+        config.model.variant = "glipv2_nano"
+        config.data.canvas = (256, 256)
+        config.data.short_sides = (160, 192, 224, 256)
+        config.data.max_size = 256
+        config.data.max_tokens = 64          # a longer class list needs more: 256 hold COCO's 80 names
+        config.optimizer.learning_rate = 1e-3
+        config.optimizer.text_learning_rate = 1e-3
+        config.loss.contrastive_regions = 32
+        config.loss.mlm_rate = 0.0           # class lists have no words to guess
+        config.eval.canvases = ((256, 256),)
+        config.eval.short_side = 256
+        config.eval.max_size = 256
+    return config

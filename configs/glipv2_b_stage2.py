@@ -1,0 +1,9 @@
+"""GLIPv2-B, stage 2: without masked words, from stage 1 (--config.init_from=WORKDIR).
+
+    python -m glipv2_jax.main --config=configs/glipv2_b_stage2.py --workdir=runs/glipv2_b_stage2 --config.data.root=DATA
+"""
+from configs import pretrain
+
+
+def get_config():
+    return pretrain.second_stage(pretrain.get_config("glipv2_b", num_steps=300_000))

@@ -1,0 +1,34 @@
+"""`glipv2 COMMAND …`: dispatch, no more."""
+import sys
+
+
+def _train():
+    from glipv2_jax import main
+    main.run()
+
+
+def _models():
+    from glipv2_jax.models.describe import print_table
+    print_table()
+
+
+COMMANDS = {
+    "train": (_train, "train, resume or evaluate a config: --config=… --workdir=… [--mode=evaluate]"),
+    "models": (_models, "the named models with their parameter counts"),
+}
+
+
+def main():
+    """Entry point of the console script. Exits with 2 on an unknown command."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print("usage: glipv2 COMMAND …\n" + "\n".join(f"  {key:<8} {about}" for key, (_, about) in COMMANDS.items()))
+        return
+    if name not in COMMANDS:
+        sys.exit(f"glipv2: unknown command {name!r}, expected one of {', '.join(COMMANDS)}")
+    del sys.argv[1]
+    COMMANDS[name][0]()
+
+
+if __name__ == "__main__":
+    main()

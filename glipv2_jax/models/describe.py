@@ -1,0 +1,36 @@
+"""How large a model is, without making it."""
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from glipv2_jax.models.config import VARIANTS
+from glipv2_jax.models.glipv2 import GLIPv2
+
+PARTS = {"image encoder": ("image_encoder",), "FPN": ("fpn",), "text encoder": ("text_encoder",),
+         "fusion tower": ("fusion_", "text_layer_", "dyconv_"),
+         "heads": ("localization", "grounding", "mlm", "contrastive")}
+
+
+def parameter_shapes(config):
+    """Nested dict of ShapeDtypeStructs: the parameters of a ModelConfig."""
+    tokens = config.text_encoder.max_positions
+    return jax.eval_shape(GLIPv2(config).init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.uint8),
+                          np.full((1, 2), 64, np.int32), np.zeros((1, tokens), np.int32),
+                          np.ones((1, tokens), bool))["params"]
+
+
+def count_parameters(config):
+    """dict of part → parameters, for the keys of `PARTS`. Their sum is the model's size."""
+    shapes = parameter_shapes(config)
+    return {part: sum(leaf.size for name in shapes if name.startswith(prefixes) for leaf in jax.tree.leaves(shapes[name]))
+            for part, prefixes in PARTS.items()}
+
+
+def print_table():
+    """Prints every named model with the millions of parameters of its parts."""
+    table = Table("model", *PARTS, "total", title="parameters, millions")
+    for name, config in VARIANTS.items():
+        counts = count_parameters(config)
+        table.add_row(name, *(f"{n / 1e6:.1f}" for n in counts.values()), f"{sum(counts.values()) / 1e6:.1f}")
+    Console().print(table)
