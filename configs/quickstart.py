@@ -36,6 +36,7 @@ def get_config():
     config.optimizer.warmup_steps = 50
     config.loss.contrastive_regions = 32
     config.loss.mlm_positions = 6
+    config.loss.weights.mlm = 0.2            # easy sentences would otherwise outweigh the rest of the clipped gradient
 
     config.eval.batch_size = 20
     config.eval.canvases = (size,)

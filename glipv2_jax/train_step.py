@@ -109,7 +109,7 @@ def train_step(model, objective, optimizer, ema_decay, accumulation_steps, state
     """
     metrics, grads = gradients(model, objective, state.params, batch, jax.random.fold_in(key, state.step),
                                accumulation_steps)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
 
     def update(state):
@@ -118,8 +118,8 @@ def train_step(model, objective, optimizer, ema_decay, accumulation_steps, state
         ema = state.ema_params
         if ema is not None:
             ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, params)
-        return TrainState(state.step + 1, params, opt_state, ema), optax.global_norm(updates)
+        return TrainState(state.step + 1, params, opt_state, ema), optax.tree.norm(updates)
 
     state, update_norm = jax.lax.cond(finite, update, lambda state: (state, jnp.zeros(())), state)
     return state, metrics | {"grad_norm": grad_norm, "update_norm": update_norm,
-                             "param_norm": optax.global_norm(state.params), "finite": finite}
+                             "param_norm": optax.tree.norm(state.params), "finite": finite}

@@ -3,8 +3,12 @@ import importlib.util
 import json
 import os
 import pathlib
+import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: comparisons to 1e-5 are stated for the CPU
+if "--slow" not in sys.argv:
+    # Most of the time goes into compiling tiny programs, and LLVM's optimizer is half of that. Full sizes need it.
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import numpy as np
