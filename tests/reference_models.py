@@ -42,9 +42,10 @@ def case_names(directory):
                 and (path.parent / f"manifest_{meta['model']}.json").exists() and path.with_suffix(".npz").exists()):
             continue
         with np.load(path.with_suffix(".npz")) as file:
-            # a plain forward pass: its text as fed, and what was detected (or, in training, assigned)
-            if any(key.endswith("input_ids") for key in file.files) and any(
-                    key.endswith(("det.0.boxes", "assign.0.matched_gt")) for key in file.files):
+            # a plain forward pass: each run has its text as fed, and what was detected (in training: assigned)
+            runs = {key[:-len("input_ids")] for key in file.files if key == "input_ids" or key.endswith(".input_ids")}
+            if runs and all(run + "det.0.boxes" in file.files for run in runs) or (
+                    "assign.0.matched_gt" in file.files):
                 names.append(path.stem)
     return names
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from glipv2_jax.models.config import TextEncoderConfig
 from glipv2_jax.models.layers import Dense
+from glipv2_jax.ops.einsum import einsum_float32
 
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-12, use_fast_variance=False)
 CLAMP = 50000.0
@@ -92,7 +93,7 @@ def masked_attention(q, k, v, token_mask, clamp=lambda s: s, dropout=lambda w: w
       dropout: applied to the weights.
     Returns: [B, T, N, d].
     """
-    scores = jnp.einsum("bqnd,bknd->bnqk", q * q.shape[-1]**-0.5, k, preferred_element_type=jnp.float32)
+    scores = einsum_float32("bqnd,bknd->bnqk", q * q.shape[-1]**-0.5, k)
     scores = jnp.where(token_mask[:, None, None, :], clamp(scores), jnp.finfo(jnp.float32).min)
     weights = dropout(jax.nn.softmax(scores)).astype(v.dtype)
     return jnp.einsum("bnqk,bknd->bqnd", weights, v)

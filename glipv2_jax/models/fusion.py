@@ -4,14 +4,13 @@ Source: GLIP utils/fuse_helper.py, type MHA-B. The 2048-wide projections of the 
 side by associativity, `(v Wq)(k)ᵀ = v (Wq kᵀ)` and `Aᵀ(v Wv) = (Aᵀ v) Wv`, so that no regions × 2048 tensor exists,
 and the regions are scanned in chunks with an online softmax over them, so that no regions × words tensor exists either.
 """
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from glipv2_jax.models.bert import CLAMP
 from glipv2_jax.models.swin import LayerNorm
+from glipv2_jax.ops.einsum import einsum_float32 as einsum
 
 
 class Fusion(nn.Module):
@@ -37,7 +36,6 @@ class Fusion(nn.Module):
         key, word_value = self._projection("key", d), self._projection("word_value", d)
         region_out, word_out = self._projection("region_out", c, out=True), self._projection("word_out", d, out=True)
 
-        einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         head_scale = (self.dim // self.num_heads)**-0.5
         keys = (einsum("btd,dnh->bnth", words, key[0]) + key[1][:, None]).astype(self.dtype)
         scorer = einsum("cnh,bnth->bcnt", query[0], keys) * head_scale             # words as seen by regions
@@ -90,7 +88,6 @@ def _attend(regions, scorer, score_bias, values, token_mask, chunk, dropout, rng
     padded = padded.reshape(b, steps, chunk, c).swapaxes(0, 1)
     scorer, values = scorer.reshape(b, c, n * t), values.reshape(b, n * t, c)
     score_bias = score_bias.reshape(b, 1, n * t)
-    einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def drop(weights, key):
         if rng is None:

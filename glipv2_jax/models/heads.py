@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from glipv2_jax.models.bert import CLAMP, LayerNorm
 from glipv2_jax.models.dyhead import TORCH_DEFAULT
 from glipv2_jax.models.layers import Dense
+from glipv2_jax.ops.einsum import einsum_float32
 
 # A region is a match with probability 1 % before training.
 PRIOR_BIAS = -4.59511985013459
@@ -50,7 +51,7 @@ class GroundingHead(nn.Module):
         # Only the projection sees the halved embedding; the bias is neither halved nor divided by the temperature.
         projection = Dense(regions.shape[-1], dtype=self.dtype, kernel_init=TORCH_DEFAULT, name="text_projection")
         projected = projection((words / 2).astype(self.dtype))
-        logits = jnp.einsum("bac,btc->bat", regions, projected, preferred_element_type=jnp.float32)
+        logits = einsum_float32("bac,btc->bat", regions, projected)
         logits = logits / jnp.exp(log_scale) + (words @ bias_lang + bias0)[:, None]
         return jnp.clip(logits, -CLAMP, CLAMP)
 

@@ -9,6 +9,7 @@ import numpy as np
 from glipv2_jax.models.config import ImageEncoderConfig
 from glipv2_jax.models.layers import Dense
 from glipv2_jax.models.regularization import drop_path
+from glipv2_jax.ops.einsum import einsum_float32
 
 # The fast variance (mean of squares minus square of mean) loses digits that parity needs.
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
@@ -130,7 +131,7 @@ class WindowAttention(nn.Module):
         bias = table[relative_position_index(self.window)].transpose(2, 0, 1)         # [N, M², M²]
         qkv = Dense(3 * self.dim, dtype=self.dtype, name="qkv")(x).reshape(b, w, t, 3, self.num_heads, head_dim)
         q, k, v = qkv[..., 0, :, :] * head_dim**-0.5, qkv[..., 1, :, :], qkv[..., 2, :, :]
-        scores = jnp.einsum("bwqnd,bwknd->bwnqk", q, k, preferred_element_type=jnp.float32) + bias
+        scores = einsum_float32("bwqnd,bwknd->bwnqk", q, k) + bias
         if mask is not None:
             scores = scores + mask[:, None]
         weights = nn.softmax(scores).astype(self.dtype)

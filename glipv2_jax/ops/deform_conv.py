@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from glipv2_jax.ops.einsum import einsum_float32
+
 TAPS = 9
 
 
@@ -122,7 +124,7 @@ def _gather_conv(segments, table, rows, weights, kernels):
     def tap(total, args):
         rows, weights, kernels = args
         sample, _ = _sample(table, rows, weights)
-        products = [jnp.dot(s.astype(k.dtype), k, preferred_element_type=jnp.float32)
+        products = [einsum_float32("pc,cd->pd", s.astype(k.dtype), k)
                     for s, k in zip(_segments(sample, segments), kernels)]
         return total + jnp.concatenate(products), None
     total = jnp.zeros((rows.shape[-1], kernels.shape[-1]), jnp.float32)
@@ -141,9 +143,9 @@ def _backward(segments, residuals, grad):
         rows, weights, kernels = args
         sample, corners = _sample(table, rows, weights)
         grads = _segments(grad, segments)
-        grad_kernels = jnp.stack([jnp.dot(s.T, g, preferred_element_type=jnp.float32)
+        grad_kernels = jnp.stack([einsum_float32("pc,pd->cd", s, g)
                                   for s, g in zip(_segments(sample, segments), grads)])
-        grad_sample = jnp.concatenate([jnp.dot(g.astype(k.dtype), k.T, preferred_element_type=jnp.float32)
+        grad_sample = jnp.concatenate([einsum_float32("pd,cd->pc", g.astype(k.dtype), k)
                                        for g, k in zip(grads, kernels)])
         grad_weights = (corners * grad_sample[:, None]).sum(-1)
         grad_rows = (weights[..., None] * grad_sample[:, None]).reshape(rows.shape[0], -1)

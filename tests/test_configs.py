@@ -1,0 +1,51 @@
+"""Every config file describes a model and data that exist; the command line says what it knows."""
+import importlib
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from glipv2_jax.models.config import model_config
+from input_pipeline.registry import KINDS, eval_specs, make_source, train_specs
+
+FOLDER = pathlib.Path(__file__).parent.parent / "configs"
+RUNS = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "common", "pretrain"))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_config_is_complete(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    model = model_config(config.model.variant, config.model.overrides)
+    assert model.mlm_head or config.loss.mlm_rate == 0 or name.startswith("glip_")
+    if name == "coco_json":
+        with pytest.raises(ValueError, match="nothing to train on"):
+            train_specs(config.data)
+        config.data.train_json, config.data.train_images = "a.json", "a"
+        assert eval_specs(config.data)[0]["name"] == "train_set"
+    for spec in train_specs(config.data) + eval_specs(config.data):
+        assert spec["kind"] in KINDS
+    assert config.data.max_tokens <= model.text_encoder.max_positions
+
+
+def test_stage_two_masks_no_words():
+    for name in ("t", "b", "h"):
+        config = importlib.import_module(f"configs.glipv2_{name}_stage2").get_config()
+        assert config.loss.mlm_rate == 0 and config.optimizer.learning_rate < 1e-4
+
+
+def test_relative_paths_start_from_the_root(tmp_path):
+    with pytest.raises(ValueError, match=str(tmp_path / "a.json")):
+        make_source({"kind": "coco_json", "json_path": "a.json", "image_folder": "images"}, str(tmp_path))
+    with pytest.raises(ValueError, match="source of kind 'scenes'.*colour"):
+        make_source({"kind": "scenes", "colour": "red"})
+
+
+def test_command_line():
+    def run(*args):
+        return subprocess.run([sys.executable, "-m", "glipv2_jax.cli", *args], capture_output=True, text=True, check=False)
+    assert "models" in run("--help").stdout
+    wrong = run("detekt")
+    assert wrong.returncode and "unknown command 'detekt', expected one of train, models" in wrong.stderr
+    table = run("models")
+    assert "231.8" in table.stdout, table.stdout + table.stderr
