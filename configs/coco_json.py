@@ -16,14 +16,15 @@ def get_config(size="small"):
         raise ValueError(f"configs/coco_json.py:{size}: expected 'small' or 'full'")
     config = common.get_config()
     config.data.num_negatives = -1           # every class in every prompt: fine-tuning on a short list
+    config.loss.mlm_rate = 0.0               # class lists have no words to guess
     config.train.num_steps = 300
-    config.train.batch_size = 4
+    config.train.batch_size = 8
     config.train.ema_decay = 0.0
     config.train.checkpoint_every_steps = 100
     config.train.log_every_steps = 10
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 20
-    config.eval.batch_size = 4
+    config.eval.batch_size = 8
     if size == "small":
         config.model.variant = "glipv2_nano"
         config.data.canvas = (256, 256)
@@ -33,7 +34,6 @@ def get_config(size="small"):
         config.optimizer.learning_rate = 1e-3
         config.optimizer.text_learning_rate = 1e-3
         config.loss.contrastive_regions = 32
-        config.loss.mlm_rate = 0.0           # class lists have no words to guess
         config.eval.canvases = ((256, 256),)
         config.eval.short_side = 256
         config.eval.max_size = 256

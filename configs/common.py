@@ -35,7 +35,8 @@ def get_config():
     config.data.max_tokens = 256
     config.data.max_boxes = 100
     config.data.num_negatives = 85           # absent class names in a training prompt, at most; -1: always all classes
-    config.data.flip_probability = 0.5
+    config.data.flip_probability = 0.5       # pictures are mirrored, their captions are not
+    config.data.mlm_on_detection = False     # masked words among the present class names of prompts, too
     config.data.parallel_reads = 8           # examples read at a time
 
     config.train = ml_collections.ConfigDict()
@@ -43,7 +44,8 @@ def get_config():
     config.train.num_steps = 330_000
     config.train.accumulation_steps = 1      # micro-batches of a step
     config.train.ema_decay = 0.999           # of the averaged parameters; 0: none
-    config.train.freeze = ()                 # regular expressions of parameter paths to leave alone
+    # Regular expressions of parameter paths to leave alone. Differs from GLIP: their dropout and drop path stay on.
+    config.train.freeze = ()
     config.train.log_every_steps = 20
     config.train.checkpoint_every_steps = 2500
     config.train.eval_every_steps = 0        # 0: only at the end
@@ -68,7 +70,8 @@ def get_config():
     config.loss.mlm_rate = 0.15              # 0: no masked language modelling
     config.loss.mlm_positions = 64           # most words of a text that are scored
     config.loss.contrastive_regions = 100    # regions of an image in the inter-image loss; 0: off
-    config.loss.weights = ml_collections.ConfigDict()   # of box, centerness, alignment, inter, mlm; 1 where absent
+    config.loss.weights = ml_collections.ConfigDict(
+        {"box": 1.0, "centerness": 1.0, "alignment": 1.0, "inter": 1.0, "mlm": 1.0})
 
     config.eval = ml_collections.ConfigDict()
     config.eval.batch_size = 8

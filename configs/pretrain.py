@@ -17,6 +17,7 @@ def get_config(variant, num_steps):
                           "image_folder": "objects365/train"},)
     config.data.eval = ({"kind": "coco_json", "name": "coco_val2017", "image_folder": "coco/val2017",
                          "json_path": "coco/annotations/instances_val2017.json"},)
+    config.data.mlm_on_detection = True          # the only words there are, without captions
     config.train.num_steps = num_steps
     if variant.startswith(("glipv2_b", "glipv2_h")):
         # The released towers read CLIP's byte pairs; trained from scratch they read the WordPieces that ship here.
@@ -31,5 +32,4 @@ def second_stage(config):
     config.optimizer.learning_rate = 1e-5
     config.optimizer.text_learning_rate = 1e-6
     config.optimizer.warmup_steps = 500
-    config.train.num_steps = 300_000
     return config

@@ -23,6 +23,7 @@ def get_config():
     config.data.short_sides = (128,)
     config.data.max_size = 128
     config.data.max_tokens = 64
+    config.data.flip_probability = 0.0       # captions say left and right
     config.data.max_boxes = 16
     config.data.num_negatives = 12
 
@@ -38,7 +39,7 @@ def get_config():
     config.loss.mlm_positions = 6
     config.loss.weights.mlm = 0.2            # easy sentences would otherwise outweigh the rest of the clipped gradient
 
-    config.eval.batch_size = 20
+    config.eval.batch_size = 24
     config.eval.canvases = (size,)
     config.eval.short_side = 128
     config.eval.max_size = 128

@@ -8,8 +8,6 @@ import pathlib
 import jax
 import orbax.checkpoint as ocp
 
-from glipv2_jax.models.config import from_dict
-
 _LAYOUT = 1     # raised when the meaning of what is stored changes
 
 
@@ -39,6 +37,7 @@ class Checkpoints:
         step = self.latest_step()
         if step is None:
             return None
+        read_about(self._directory.parent)               # refuses a layout that this version does not know
         return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
 
     def close(self):
@@ -78,11 +77,6 @@ def load_params(directory, abstract_params, ema=False):
         return checkpointer.restore(step_directory / "state", args=ocp.args.PyTreeRestore(
             item={name: abstract_params}, partial_restore=True,
             restore_args={name: ocp.checkpoint_utils.construct_restore_args(abstract_params)}))[name]
-
-
-def load_model_config(directory):
-    """ModelConfig that the latest checkpoint of a workdir was made with."""
-    return from_dict(read_about(directory)["model"])
 
 
 def _latest(directory):

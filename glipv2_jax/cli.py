@@ -19,7 +19,7 @@ COMMANDS = {
 
 
 def main():
-    """Entry point of the console script. Exits with 2 on an unknown command."""
+    """Entry point of the console script. An unknown command is an error."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print("usage: glipv2 COMMAND …\n" + "\n".join(f"  {key:<8} {about}" for key, (_, about) in COMMANDS.items()))

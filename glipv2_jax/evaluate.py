@@ -21,12 +21,14 @@ class Predictor:
     """The compiled forward pass, in pieces so that an image is encoded once for all its prompts.
 
     Args:
-      model: GLIPv2 module. params: its parameters, as they lie on the mesh. mesh: where batches go.
-      settings: `config.eval`.
+      model: GLIPv2 module. mesh: where batches go. settings: `config.eval`.
+    Attributes:
+      params: the parameters to use, as they lie on the mesh; to be set before the first call. Others of the same
+        shapes need no new compilation.
     """
 
-    def __init__(self, model, params, mesh, settings):
-        self._params, self._mesh = params, mesh
+    def __init__(self, model, mesh, settings):
+        self.params = None
         decode = functools.partial(
             postprocess, score_threshold=settings.score_threshold, pre_nms_top_n=settings.pre_nms_top_n,
             nms_threshold=settings.nms_threshold, max_detections=settings.max_detections,
@@ -49,15 +51,15 @@ class Predictor:
 
     def encode_text(self, token_ids, token_mask):
         """[B, T] ids and mask → [B, T, D] words; B may be 1 for a prompt that all images share."""
-        return self._encode_text(self._params, token_ids, token_mask)
+        return self._encode_text(self.params, token_ids, token_mask)
 
     def encode_image(self, batch):
         """Global batch → the five un-fused levels."""
-        return self._encode_image(self._params, batch["image"], batch["image_size"])
+        return self._encode_image(self.params, batch["image"], batch["image_size"])
 
     def detect(self, levels, words, token_mask, token_to_label, batch):
         """Detections of a batch as numpy arrays: boxes [B, K, 4], scores, labels, mask [B, K]."""
-        return jax.device_get(self._detect(self._params, levels, words, token_mask, token_to_label,
+        return jax.device_get(self._detect(self.params, levels, words, token_mask, token_to_label,
                                            batch["image_size"], canvas=batch["image"].shape[1:3]))
 
     def gather(self, tree):
@@ -139,7 +141,8 @@ def _detect_classes(predictor, mesh, config, source, tokenizer, folder, name):
     if jax.process_index() == 0:
         coco_json.write_results(folder / "detections.json", rows)
         # The file itself where there is one: its areas decide what is small and what is large.
-        truth = getattr(source, "json_path", None) or coco_ap.ground_truth_from_source(source)
+        official = getattr(source, "json_path", None) if config.data.bad_boxes == "error" else None
+        truth = official or coco_ap.ground_truth_from_source(source)
         everything = coco_ap.coco_ap(truth, rows)
         scores = {key: everything[key] for key in ("AP", "AP50", "AP75")}
         held_out = getattr(source, "held_out", ())

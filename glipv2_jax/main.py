@@ -22,7 +22,7 @@ def set_up_logging():
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
     log.propagate = False
 
 

@@ -72,21 +72,29 @@ def train_and_evaluate(config, workdir):
     if t.batch_size % t.accumulation_steps or micro_batch % mesh.size:
         raise ValueError(f"train.batch_size: found {t.batch_size} in {t.accumulation_steps} micro-batches, expected a "
                          f"multiple of the {mesh.size} devices in each")
+    if config.eval.ema and not t.ema_decay:
+        raise ValueError("eval.ema is on, but train.ema_decay is 0: there are no averaged parameters to score")
     specs = train_specs(d)
     sources = [make_source(spec, d.root) for spec in specs]
     eval_sources = make_eval_sources(d)
 
     # -- optimizer and losses
     optimizer = make_optimizer(config.optimizer, t.num_steps, (*default_freeze(model.config), *t.freeze))
-    objective = Objective(
-        tokenizer.mask_id, tokenizer.vocab_size, config.loss.mlm_rate if model.config.mlm_head else 0.0,
-        config.loss.mlm_positions, config.loss.contrastive_regions if model.config.contrastive_dim else 0, tuple(config.loss.weights.items()))
+    mlm_rate = config.loss.mlm_rate if model.config.mlm_head else 0.0
+    contrastive_regions = config.loss.contrastive_regions if model.config.contrastive_dim else 0
+    off = {name for name, setting in (("mlm", mlm_rate), ("inter", contrastive_regions)) if not setting}
+    weights = tuple((name, weight) for name, weight in config.loss.weights.items() if name not in off)
+    objective = Objective(tokenizer.mask_id, tokenizer.vocab_size, mlm_rate, config.loss.mlm_positions,
+                          contrastive_regions, weights)
 
     # -- sharded state: the workdir's own, else init_from's parameters, else fresh
     create, abstract = abstract_state(model, optimizer, tuple(d.canvas), d.max_tokens, t.ema_decay > 0, mesh,
                                       config.mesh.min_shard_size)
     checkpoints = Checkpoints(workdir, t.keep_checkpoints)
     state = checkpoints.restore(abstract)
+    if state is not None and is_main:
+        for line in changed_fields(read_about(workdir)["config"], json.loads(config.to_json_best_effort())):
+            log.warning("resumed with another config than the checkpoint's: %s", line)
     if state is None:
         state = jax.jit(create, out_shardings=shardings_of(abstract))(jax.random.key(config.seed))
         if config.init_from:
@@ -106,11 +114,12 @@ def train_and_evaluate(config, workdir):
                       donate_argnums=0, out_shardings=(shardings_of(abstract), sharding.replicated(mesh)))
     key = jax.device_put(jax.random.key(config.seed + 1), sharding.replicated(mesh))
 
+    predictor = Predictor(model, mesh, config.eval)
+
     def score(state):
-        params = state.ema_params if config.eval.ema and state.ema_params is not None else state.params
-        predictor = Predictor(model, params, mesh, config.eval)
+        predictor.params = state.ema_params if config.eval.ema else state.params
         return evaluate(predictor, mesh, config, eval_sources, tokenizer, workdir,
-                        f"{workdir.name}, step {int(state.step)}" + (", averaged" if params is not state.params else ""))
+                        f"{workdir.name}, step {int(state.step)}{', averaged' * config.eval.ema}")
 
     # -- loop
     scores = {}
@@ -120,7 +129,8 @@ def train_and_evaluate(config, workdir):
                 sources, [spec["weight"] for spec in specs], seed=config.seed, start_step=start_step,
                 batch_size=t.batch_size, canvas=tuple(d.canvas), short_sides=tuple(d.short_sides), max_size=d.max_size,
                 max_tokens=d.max_tokens, max_boxes=d.max_boxes,
-                num_negatives=None if d.num_negatives < 0 else d.num_negatives, flip_probability=d.flip_probability,
+                num_negatives=None if d.num_negatives < 0 else d.num_negatives,
+                flip_probability=d.flip_probability, mlm_on_detection=d.mlm_on_detection,
                 class_table=ClassTable.from_sources(sources), tokenizer=tokenizer,
                 process_index=jax.process_index(), process_count=jax.process_count(), parallel_reads=d.parallel_reads)
             log.info("compiling the training step: about a minute for a small model, several for a large one")
@@ -153,6 +163,16 @@ def train_and_evaluate(config, workdir):
     return scores
 
 
+def changed_fields(before, now, where="config"):
+    """Yields "config.a.b: before → now" for every field of two nested dicts that differs."""
+    for key in sorted(before.keys() | now.keys()):
+        a, b = before.get(key), now.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from changed_fields(a, b, f"{where}.{key}")
+        elif a != b:
+            yield f"{where}.{key}: {a} → {b}"
+
+
 def _check_finite(pending, sources):
     """Stops the run at a step whose loss or gradient was not finite. That step changed no parameter."""
     if pending is None:
@@ -161,7 +181,7 @@ def _check_finite(pending, sources):
     if not bool(jax.device_get(metrics["finite"])):
         names = sorted({f"{sources[s].name} image {e}" for s, e in zip(np.asarray(source), np.asarray(example))})
         raise FloatingPointError(
-            f"step {step}: loss {float(metrics['loss'])}, gradient norm {float(metrics['grad_norm'])}; expected finite "
+            f"step {step + 1}: loss {float(metrics['loss'])}, gradient norm {float(metrics['grad_norm'])}; expected finite "
             f"numbers. Losses: { {k: float(v) for k, v in metrics.items() if k.startswith('loss_')} }. "
             f"Examples on this host: {', '.join(names)}")
 
@@ -175,8 +195,9 @@ def evaluate_only(config, workdir):
     mesh, tokenizer, model = build(config)
     params = load_params(workdir, abstract_params(mesh, model, config), ema=config.eval.ema)
     with jax.set_mesh(mesh):
-        predictor = Predictor(model, params, mesh, config.eval)
-        name = f"{pathlib.Path(workdir).name}, step {read_about(workdir)['next_step']}" + (", averaged" if config.eval.ema else "")
+        predictor = Predictor(model, mesh, config.eval)
+        predictor.params = params
+        name = f"{pathlib.Path(workdir).name}, step {read_about(workdir)['next_step']}{', averaged' * config.eval.ema}"
         scores = evaluate(predictor, mesh, config, make_eval_sources(config.data), tokenizer, workdir, name)
     if jax.process_index() == 0:
         log.info("%s", ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))

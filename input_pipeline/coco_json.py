@@ -15,6 +15,7 @@ import numpy as np
 from input_pipeline import image_ops
 
 _SHOWN = 10                          # problems listed in one error
+_LARGEST_ID = 2**31 - 1
 _BORDER_PIXELS = 2                   # rounding may carry a box this far over the border
 _XYXY = "is it [x1, y1, x2, y2] where [x, y, width, height] is expected?"
 _REPAIR = "bad_boxes='repair' cuts or drops such boxes"
@@ -64,6 +65,12 @@ class CocoJson:
         problems += [f"image {i['id']} ({i['file_name']}): found size {i['width']}x{i['height']}, "
                      "expected positive numbers"
                      for i in images.values() if min(i["width"], i["height"]) < 1]
+        # Ids travel with their image through the device, whose integers have 32 bits.
+        problems += [f"image id {i['id']} ({i['file_name']}): expected 0 to {_LARGEST_ID}"
+                     for i in images.values() if not 0 <= i["id"] <= _LARGEST_ID]
+        names = [category["name"] for category in categories.values()]
+        problems += [f"category {category['id']} {category['name']!r}: another category has the same name"
+                     for n, category in enumerate(categories.values()) if category["name"] in names[:n]]
         _refuse(self.json_path, problems)
         annotations = _unique(content["annotations"], "annotations",
                               {"id": int, "image_id": int, "category_id": int, "bbox": list}, problems)

@@ -6,6 +6,7 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from glipv2_jax.convert.names import parameter_of
@@ -77,13 +78,25 @@ def test_reference_schedules(load_reference):
 
 
 def test_adamw_by_hand():
-    """One step: clipping, Adam's first update is the sign, decay decoupled, bias at twice the rate without decay."""
+    """Two steps in numpy: clipping of the whole gradient, decoupled decay, bias at twice the rate and without decay."""
     params = {"fpn": {"kernel": jnp.array([2.0, -1.0]), "bias": jnp.array([1.0])}}
-    grads = {"fpn": {"kernel": jnp.array([30.0, -40.0]), "bias": jnp.array([0.0])}}
+    steps = [{"kernel": np.array([30.0, -40.0]), "bias": np.array([5.0])},
+             {"kernel": np.array([0.1, 0.2]), "bias": np.array([-0.3])}]
     optimizer = make_optimizer(settings(weight_decay=0.1), num_steps=100)
-    updates, _ = optimizer.update(grads, optimizer.init(params), params)
-    np.testing.assert_allclose(updates["fpn"]["kernel"], -1e-4 * (np.array([1.0, -1.0]) + 0.1 * np.array([2.0, -1.0])), rtol=1e-4)
-    np.testing.assert_allclose(updates["fpn"]["bias"], 0.0)
+    state = optimizer.init(params)
+    mean, square = ({k: np.zeros(v.shape) for k, v in params["fpn"].items()} for _ in range(2))
+    for t, grads in enumerate(steps, start=1):
+        updates, state = optimizer.update({"fpn": jax.tree.map(jnp.asarray, grads)}, state, params)
+        norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+        for key, g in grads.items():
+            g = g * min(1.0, 1.0 / norm)
+            mean[key] = 0.9 * mean[key] + 0.1 * g
+            square[key] = 0.999 * square[key] + 0.001 * g**2
+            adam = mean[key] / (1 - 0.9**t) / (np.sqrt(square[key] / (1 - 0.999**t)) + 1e-8)
+            rate, decay = (2e-4, 0.0) if key == "bias" else (1e-4, 0.1)
+            expected = -rate * (adam + decay * np.asarray(params["fpn"][key]))
+            np.testing.assert_allclose(updates["fpn"][key], expected, rtol=1e-4)
+        params = optax.apply_updates(params, updates)
 
 
 def test_frozen_parameters_have_no_moments_and_do_not_move():

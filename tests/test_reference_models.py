@@ -43,6 +43,10 @@ def _noise(meta, key):
     raise KeyError(f"no measured noise for {key}")
 
 
+def test_reference_directory_holds_forward_cases():
+    assert list(_cases()), f"{REFERENCE}: no model case to compare with"
+
+
 @pytest.mark.parametrize("name", list(_cases()))
 def test_reference_tensors_and_detections(name):
     model, params = reference_models.model_and_params(str(REFERENCE), name)

@@ -58,6 +58,10 @@ def _reference_contrast(arrays, num_images, params, levels, words, token_mask, n
     return total / num_positive
 
 
+def test_reference_directory_holds_a_training_case():
+    assert CASES, f"{REFERENCE}: no training case to compare with"
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_reference_losses_and_gradients(name):
     model, params = reference_models.model_and_params(str(REFERENCE), name)

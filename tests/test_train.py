@@ -114,7 +114,7 @@ def test_checkpoint_of_another_model_is_refused_by_name(finished):
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_examples(tmp_path):
     config = small_config()
     config.loss.weights.alignment = float("nan")
-    with pytest.raises(FloatingPointError, match=r"step 0: loss nan.*Examples.*scenes_train_\w+ image \d+"):
+    with pytest.raises(FloatingPointError, match=r"step 1: loss nan.*Examples.*scenes_train_\w+ image \d+"):
         train.train_and_evaluate(config, tmp_path)
 
 

@@ -4,8 +4,6 @@ Sources: GLIP's released configurations; GLIPv2 (arXiv 2206.05836) for T, B and 
 """
 import dataclasses
 
-from glipv2_jax.detection.anchors import STRIDES
-
 
 @dataclasses.dataclass(frozen=True)
 class ImageEncoderConfig:
@@ -63,10 +61,6 @@ class ModelConfig:
             if value % divisor:
                 raise ValueError(f"model.{name}: found {value}, expected a multiple of {divisor}")
 
-    @property
-    def num_levels(self):
-        return len(STRIDES)
-
 
 _SWIN_T = ImageEncoderConfig()
 _SWIN_L = ImageEncoderConfig(192, (2, 2, 18, 2), (6, 12, 24, 48), window=12, drop_path=0.4, frozen_stages=2)
@@ -108,11 +102,6 @@ def model_config(variant, overrides=None):
     if variant not in VARIANTS:
         raise ValueError(f"model.variant: found {variant!r}, expected one of {sorted(VARIANTS)}")
     return _replace(VARIANTS[variant], dict(overrides or {}), "model")
-
-
-def from_dict(fields):
-    """ModelConfig from the nested dict that `dataclasses.asdict` wrote. Raises ValueError for an unknown field."""
-    return _replace(ModelConfig(), dict(fields), "model")
 
 
 def _replace(config, fields, where):
