@@ -18,6 +18,7 @@ log = logging.getLogger("glipv2_jax")
 def set_up_logging():
     """The run's own lines on standard error. Libraries, which log every file that they touch, only warn."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")      # TensorFlow only reads files here; it announces the option
     absl_logging.set_verbosity(absl_logging.WARNING)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
