@@ -1,6 +1,6 @@
 """Seconds per image of a named model's forward pass on this machine, split into its parts, compilation apart.
 
-    python benchmarks/forward.py --variant=glip_t --sizes=320x480,800x1344 --repeats=3
+    python -m benchmarks.forward --variant=glip_t --sizes=320x480,800x1344 --repeats=3
 
 Weights are random: time does not depend on them. The parts are compiled separately, so that their sum is a little more
 than the whole, which is compiled as one program.
