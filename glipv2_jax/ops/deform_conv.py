@@ -113,10 +113,10 @@ def _segments(x, counts):
 
 
 def _sample(table, rows, weights):
-    """[P, C] float32 samples and the gathered [P, 4, C] corners."""
-    corners = table.at[rows].get(mode="promise_in_bounds")
-    corners = corners.reshape(rows.shape[0], 4, -1)
-    return (corners * weights[..., None]).sum(1), corners
+    """[P, C] float32 samples and the list of their four gathered corners [P, C]."""
+    corners = jnp.split(table.at[rows].get(mode="promise_in_bounds"), 4, axis=1)
+    # Four multiply-adds over whole rows: a reduction over a corner axis compiles to strided loops on the CPU.
+    return sum(corner * weights[:, k:k + 1] for k, corner in enumerate(corners)), corners
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -147,8 +147,8 @@ def _backward(segments, residuals, grad):
                                   for s, g in zip(_segments(sample, segments), grads)])
         grad_sample = jnp.concatenate([einsum_float32("pd,cd->pc", g.astype(k.dtype), k)
                                        for g, k in zip(grads, kernels)])
-        grad_weights = (corners * grad_sample[:, None]).sum(-1)
-        grad_rows = (weights[..., None] * grad_sample[:, None]).reshape(rows.shape[0], -1)
+        grad_weights = jnp.stack([(corner * grad_sample).sum(-1) for corner in corners], axis=-1)
+        grad_rows = jnp.concatenate([weights[:, k:k + 1] * grad_sample for k in range(4)], axis=1)
         return grad_table.at[rows].add(grad_rows, mode="promise_in_bounds"), (grad_weights, grad_kernels)
 
     grad_table, (grad_weights, grad_kernels) = jax.lax.scan(
