@@ -1,5 +1,4 @@
 """A model on data sets: detections, scores, protocol and pictures. Every image exactly once, on any number of devices."""
-import functools
 import importlib.metadata
 import pathlib
 import time
@@ -9,62 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from glipv2_jax import draw, sharding
-from glipv2_jax.detection.anchors import anchors, level_shapes, level_sizes
-from glipv2_jax.detection.postprocess import postprocess
 from glipv2_jax.evaluation import coco_ap, coco_json, phrase_recall
 from glipv2_jax.metrics import Progress
 from input_pipeline import eval_batches, prompts
 from input_pipeline.schema import NO_CLASS
-
-
-class Predictor:
-    """The compiled forward pass, in pieces so that an image is encoded once for all its prompts.
-
-    Args:
-      model: GLIPv2 module. mesh: where batches go. settings: `config.eval`.
-    Attributes:
-      params: the parameters to use, as they lie on the mesh; to be set before the first call. Others of the same
-        shapes need no new compilation.
-    """
-
-    def __init__(self, model, mesh, settings):
-        self.params = None
-        decode = functools.partial(
-            postprocess, score_threshold=settings.score_threshold, pre_nms_top_n=settings.pre_nms_top_n,
-            nms_threshold=settings.nms_threshold, max_detections=settings.max_detections,
-            aggregation=settings.aggregation)
-
-        def detect(params, levels, words, token_mask, token_to_label, image_size, canvas):
-            batch = len(image_size)
-            words, token_mask = (jnp.broadcast_to(x, (batch, *x.shape[1:])) for x in (words, token_mask))
-            outputs = model.apply({"params": params}, levels, words, token_mask, method="predict")
-            shapes = level_shapes(*canvas)
-            return decode(outputs.alignment_logits, outputs.box_deltas, outputs.centerness, anchors(shapes),
-                          level_sizes(shapes), token_to_label, image_size)
-
-        def apply(method):
-            return jax.jit(lambda params, *args: model.apply({"params": params}, *args, method=method))
-        self._encode_image, self._encode_text = apply("encode_image"), apply("encode_text")
-        # Replicated results: every process can read all of them.
-        self._detect = jax.jit(detect, static_argnames=("canvas",), out_shardings=sharding.replicated(mesh))
-        self._gather = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(mesh))
-
-    def encode_text(self, token_ids, token_mask):
-        """[B, T] ids and mask → [B, T, D] words; B may be 1 for a prompt that all images share."""
-        return self._encode_text(self.params, token_ids, token_mask)
-
-    def encode_image(self, batch):
-        """Global batch → the five un-fused levels."""
-        return self._encode_image(self.params, batch["image"], batch["image_size"])
-
-    def detect(self, levels, words, token_mask, token_to_label, batch):
-        """Detections of a batch as numpy arrays: boxes [B, K, 4], scores, labels, mask [B, K]."""
-        return jax.device_get(self._detect(self.params, levels, words, token_mask, token_to_label,
-                                           batch["image_size"], canvas=batch["image"].shape[1:3]))
-
-    def gather(self, tree):
-        """Arrays of a global batch as numpy, on every process."""
-        return jax.device_get(self._gather(tree))
 
 
 def evaluate(predictor, mesh, config, sources, tokenizer, workdir, checkpoint):

@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import pathlib
+import shutil
 import time
 
 import jax
@@ -13,11 +14,12 @@ import optax
 
 from glipv2_jax import sharding
 from glipv2_jax.checkpoint import Checkpoints, load_params, read_about
-from glipv2_jax.evaluate import Predictor, evaluate
+from glipv2_jax.evaluate import evaluate
 from glipv2_jax.metrics import Progress, Writer
 from glipv2_jax.models.config import model_config
 from glipv2_jax.models.glipv2 import GLIPv2
 from glipv2_jax.optim import default_freeze, make_optimizer
+from glipv2_jax.predict import Predictor
 from glipv2_jax.train_state import abstract_state, shardings_of
 from glipv2_jax.train_step import Objective, train_step
 from input_pipeline import train_batches
@@ -107,6 +109,8 @@ def train_and_evaluate(config, workdir):
         log.info("%s: %.1f M parameters, mesh %s, from step %d of %d, %d training images", config.model.variant,
                      count / 1e6, dict(mesh.shape), start_step, t.num_steps, sum(map(len, sources)))
         (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+        # With its words beside it a checkpoint is all that prediction needs.
+        shutil.copyfile(tokenizer.vocabulary, workdir / "vocab.txt")
     about = json.loads(config.to_json_best_effort()), dataclasses.asdict(model.config)
 
     # -- the step

@@ -38,6 +38,35 @@ def decode(file: str | os.PathLike | bytes, *, name: str | None = None, upright:
         raise ValueError(f"{name}: cannot read the image: {error}") from error
 
 
+def as_pixels(image, *, name: str = "image") -> np.ndarray:
+    """An image in any form that people have it in: a path or the bytes of a file, a PIL image, an array.
+
+    Files and PIL images are turned upright as their EXIF orientation asks.
+
+    Args:
+      image: path, bytes, PIL image, or uint8 array [h, w, 3] RGB, [h, w, 4] RGBA or [h, w] grey.
+      name: what to call it in an error; a path names itself.
+    Returns: uint8 [h, w, 3] RGB.
+    Raises: ValueError for a broken file, another shape or dtype, or an image without pixels.
+    """
+    if isinstance(image, (str, os.PathLike, bytes)):
+        return decode(image, name=name if isinstance(image, bytes) else None)
+    if not isinstance(image, Image.Image):
+        array = np.asarray(image)
+        if array.dtype != np.uint8 or not (array.ndim == 2 or array.ndim == 3 and array.shape[2] in (3, 4)):
+            raise ValueError(f"{name}: found an array of {array.dtype} {list(array.shape)}, expected uint8 "
+                             "[height, width, 3]")
+        if not array.size:
+            raise ValueError(f"{name}: found no pixels in an array of shape {list(array.shape)}")
+        if array.ndim == 3 and array.shape[2] == 3:
+            return array
+        image = Image.fromarray(array)
+    try:
+        return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+    except _BROKEN as error:
+        raise ValueError(f"{name}: cannot read the image: {error}") from error
+
+
 def _name(file):
     return "image bytes" if isinstance(file, bytes) else os.fspath(file)
 
@@ -83,7 +112,7 @@ def resized_size(size: tuple[int, int], short_side: int, max_size: int,
                  canvas: tuple[int, int] | None = None) -> tuple[int, int]:
     """(height, width) after the resize rule of the reference.
 
-    The short side becomes `short_side`, less where the long side would pass `max_size`. Rounding may leave
+    A `short_side` of 0 leaves the size as it is. Otherwise the short side becomes `short_side`, less where the long side would pass `max_size`. Rounding may leave
     the long side up to long/(2·short) pixels above `max_size`. An image that would pass the canvas shrinks
     further, keeping its proportions (the reference has no canvas: it pads to the largest image of the batch).
 
@@ -91,6 +120,7 @@ def resized_size(size: tuple[int, int], short_side: int, max_size: int,
     """
     height, width = size
     short, long = min(size), max(size)
+    short_side = short_side or short
     if long / short * short_side > max_size:
         short_side = max(1, round(max_size * short / long))
     if short != short_side:

@@ -93,16 +93,53 @@ def evaluation_prompts(names: Sequence[str | Phrase], tokenizer: Tokenizer, max_
     prompts = []
     for start in range(0, len(names), step):
         classes = tuple(range(start, min(start + step, len(names))))
-        caption, spans = detection_prompt([names[c] for c in classes], separator)
-        encoding = tokenizer.encode(caption, max_tokens)
-        if encoding.num_tokens > max_tokens:
+        prompt = prompt_of(names, classes, tokenizer, max_tokens, separator)
+        if prompt.encoding.num_tokens > max_tokens:
             raise ValueError(
-                f"prompt of classes {classes[0]} to {classes[-1]} ({caption[:60]!r}...): found "
-                f"{encoding.num_tokens} tokens, expected at most {max_tokens}; set classes_per_prompt "
+                f"prompt of classes {classes[0]} to {classes[-1]} ({prompt.caption[:60]!r}...): found "
+                f"{prompt.encoding.num_tokens} tokens, expected at most {max_tokens}; set classes_per_prompt "
                 f"(GLIP uses 40 for LVIS)")
-        tokens = text_ops.label_to_tokens({c: [span] for c, span in zip(classes, spans)}, encoding.offsets)
-        prompts.append(EvaluationPrompt(caption, classes, tuple(spans), tokens, encoding))
+        prompts.append(prompt)
     return prompts
+
+
+def prompt_of(names: Sequence[str | Phrase], classes: Sequence[int], tokenizer: Tokenizer, max_tokens: int,
+              separator: str = SEPARATOR) -> EvaluationPrompt:
+    """The prompt that names some classes of a list in the given order. One too long is cut: its last classes
+    then have no tokens."""
+    caption, spans = detection_prompt([names[c] for c in classes], separator)
+    encoding = tokenizer.encode(caption, max_tokens)
+    tokens = text_ops.label_to_tokens({c: [span] for c, span in zip(classes, spans)}, encoding.offsets)
+    return EvaluationPrompt(caption, tuple(classes), tuple(spans), tokens, encoding)
+
+
+def groups_that_fit(names: Sequence[str | Phrase], tokenizer: Tokenizer, max_tokens: int,
+                    classes_per_prompt: int | None = None, separator: str = SEPARATOR) -> list[list[int]]:
+    """Consecutive classes in as few prompts as their tokens allow.
+
+    A name that is equal to an earlier one but for case is left out: its words would be positive for both. So is
+    one without any letter for the tokenizer. A name that is too long by itself gets a prompt, which is cut.
+
+    Args:
+      classes_per_prompt: most classes in one prompt; None: as many as fit.
+    Returns: class indices of each prompt.
+    """
+    groups, seen, room = [], set(), 0
+    for index, name in enumerate(names):
+        text, _ = detection_prompt([name])
+        key = text.lower().strip()
+        tokens = tokenizer.count(text)
+        if key in seen or not tokens:
+            continue
+        seen.add(key)
+        cost = tokenizer.count(text + separator)
+        # The last name of a prompt needs no separator.
+        if not groups or tokens > room or len(groups[-1]) == classes_per_prompt:
+            groups.append([])
+            room = max_tokens - SPECIAL_TOKENS
+        groups[-1].append(index)
+        room -= cost
+    return groups
 
 
 def sample_classes(names: Sequence[str], present: Sequence[int], tokenizer: Tokenizer,

@@ -30,16 +30,20 @@ class Tokenizer:
 
     Args:
       vocabulary: file with one token a line, None for bert-base-uncased.
+      literal: a text that spells "[SEP]" or "[MASK]" means these letters; otherwise it means the special token,
+        as in the reference.
     Raises: ValueError if the file cannot be a WordPiece vocabulary.
     Source: `BertTokenizerFast` of transformers.
     """
 
-    def __init__(self, vocabulary: str | os.PathLike | None = None):
-        tokens = _read_vocabulary(pathlib.Path(vocabulary or VOCABULARY))
+    def __init__(self, vocabulary: str | os.PathLike | None = None, literal: bool = False):
+        self.vocabulary = pathlib.Path(vocabulary or VOCABULARY)
+        tokens = _read_vocabulary(self.vocabulary)
         # As `vocab_file=`, transformers 5.23 ignores the file without a word and every text becomes [UNK].
         fast = _bert_tokenizer_class()(vocab=tokens, do_lower_case=True)
         # The Rust object under it: calls through the wrapper set truncation on it, which threads must not do.
         self._backend = fast.backend_tokenizer
+        self._backend.encode_special_tokens = literal
         self.vocab_size = len(tokens)
         self.pad_id, self.sep_id, self.mask_id = tokens["[PAD]"], tokens["[SEP]"], tokens["[MASK]"]
         self.count = functools.lru_cache(maxsize=65536)(self._count)

@@ -104,6 +104,14 @@ def model_config(variant, overrides=None):
     return _replace(VARIANTS[variant], dict(overrides or {}), "model")
 
 
+def config_from_dict(fields):
+    """ModelConfig from what a checkpoint says of its model: `dataclasses.asdict`, read back from JSON.
+
+    Raises: ValueError for an unknown field, which a newer version may have written.
+    """
+    return _replace(ModelConfig(), fields, "model")
+
+
 def _replace(config, fields, where):
     known = {f.name for f in dataclasses.fields(config)}
     unknown = sorted(set(fields) - known)

@@ -129,6 +129,10 @@ class GLIPv2(nn.Module):
         return Outputs(deltas, centerness, self.grounding(_flatten(levels), words), class_logits, *embeddings,
                        mlm_logits)
 
+    def embed(self, levels, words):
+        """Un-fused features → unit vectors for the inter-image comparison: regions [B, A, E], words [B, T, E]."""
+        return self.contrastive(_flatten(levels), words)[:2]
+
 
 def _flatten(levels):
     return jnp.concatenate([x.reshape(x.shape[0], -1, x.shape[-1]) for x in levels], axis=1)

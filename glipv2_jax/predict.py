@@ -1,0 +1,395 @@
+"""Prediction: `Detector` for people with pictures and words, and the compiled forward pass below it."""
+import collections
+import functools
+import logging
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glipv2_jax import sharding
+from glipv2_jax.checkpoint import load_params, read_about
+from glipv2_jax.detection.anchors import anchors, level_shapes, level_sizes
+from glipv2_jax.detection.boxes import iou_matrix
+from glipv2_jax.detection.postprocess import postprocess
+from glipv2_jax.detections import Detections
+from glipv2_jax.models.config import config_from_dict
+from glipv2_jax.models.describe import parameter_shapes
+from glipv2_jax.models.glipv2 import GLIPv2
+from glipv2_jax.phrases import noun_phrases
+from input_pipeline import image_ops, prompts, text_ops
+from input_pipeline.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+PAD_MULTIPLE = 32            # the reference pads a batch to a multiple of this
+TEXTS_KEPT = 512             # encoded prompts a Detector remembers; one of GLIP-T takes 0.8 MB
+
+
+class Predictor:
+    """The compiled forward pass, in pieces so that an image is encoded once for all its prompts.
+
+    Args:
+      model: GLIPv2 module. mesh: where batches go. settings: `config.eval`.
+    Attributes:
+      params: the parameters to use, as they lie on the mesh; to be set before the first call. Others of the same
+        shapes need no new compilation.
+    """
+
+    def __init__(self, model, mesh, settings):
+        self.params = None
+        self._postprocess = functools.partial(
+            postprocess, score_threshold=settings.score_threshold, pre_nms_top_n=settings.pre_nms_top_n,
+            nms_threshold=settings.nms_threshold, max_detections=settings.max_detections,
+            aggregation=settings.aggregation)
+
+        def predict(params, levels, words, token_mask):
+            batch = len(levels[0])
+            words, token_mask = (jnp.broadcast_to(x, (batch, *x.shape[1:])) for x in (words, token_mask))
+            outputs = model.apply({"params": params}, levels, words, token_mask, method="predict")
+            return outputs.alignment_logits, outputs.box_deltas, outputs.centerness
+
+        def decode(raw, token_to_label, image_size, canvas):
+            alignment, deltas, centerness = raw
+            shapes = level_shapes(*canvas)
+            return self._postprocess(alignment, deltas, centerness, anchors(shapes), level_sizes(shapes),
+                                     token_to_label, image_size)
+
+        def embed(params, levels, words):
+            return model.apply({"params": params}, levels, words, method="embed")
+
+        def apply(method):
+            return jax.jit(lambda params, *args: model.apply({"params": params}, *args, method=method))
+        self._encode_image, self._encode_text = apply("encode_image"), apply("encode_text")
+        self._predict, self._embed = jax.jit(predict), jax.jit(embed)
+        # Replicated results: every process can read all of them.
+        self._decode = jax.jit(decode, static_argnames=("canvas",), out_shardings=sharding.replicated(mesh))
+        self._gather = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(mesh))
+
+    def encode_text(self, token_ids, token_mask):
+        """[B, T] ids and mask → [B, T, D] words; B may be 1 for a prompt that all images share."""
+        return self._encode_text(self.params, token_ids, token_mask)
+
+    def encode_image(self, batch):
+        """Global batch → the five un-fused levels."""
+        return self._encode_image(self.params, batch["image"], batch["image_size"])
+
+    def predict(self, levels, words, token_mask):
+        """Un-fused features → (alignment logits [B, A, T], box deltas [B, A, 4], centerness [B, A]) on the device."""
+        return self._predict(self.params, levels, words, token_mask)
+
+    def decode(self, raw, token_to_label, batch):
+        """What `predict` gave → detections as numpy: boxes [B, K, 4], scores, labels, mask [B, K]."""
+        return jax.device_get(self._decode(raw, token_to_label, batch["image_size"],
+                                           canvas=batch["image"].shape[1:3]))
+
+    def detect(self, levels, words, token_mask, token_to_label, batch):
+        """`predict` and `decode` in one."""
+        return self.decode(self.predict(levels, words, token_mask), token_to_label, batch)
+
+    def embed(self, levels, words):
+        """Un-fused features → unit vectors: (regions [B, A, E], words [B, T, E])."""
+        return self._embed(self.params, levels, words)
+
+    def gather(self, tree):
+        """Arrays of a global batch as numpy, on every process."""
+        return jax.device_get(self._gather(tree))
+
+
+class Detector:
+    """Finds what words say in images.
+
+        detector = Detector.from_pretrained("runs/quickstart")
+        found = detector.detect([image], ["cat", "remote control"])[0]
+        found = detector.ground(image, "a cat asleep beside two remote controls")
+
+    An image is a path, the bytes of a file, a PIL image or an RGB uint8 array. It is resized by the reference's rule
+    and laid on the smallest of a few canvases, so that each of them is compiled once. Words are encoded once for each
+    prompt and remembered; with deep fusion everything after that depends on image and prompt together.
+
+    Args:
+      model: GLIPv2 module. params: its parameters. tokenizer: input_pipeline Tokenizer, literal: users may type anything.
+      settings: `config.eval`. max_tokens: longest prompt.
+    """
+
+    def __init__(self, model, params, tokenizer, settings, max_tokens=256):
+        self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
+        self._settings = settings
+        # One device: a program that shares a machine should not take all of it, and batches here are small.
+        mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+        self._predictor = Predictor(model, mesh, settings)
+        self._predictor.params = jax.device_put(params, sharding.replicated(mesh))
+        self._text = collections.OrderedDict()
+        # A short prompt need not pay for a long one's tokens.
+        self._lengths = sorted({min(n, max_tokens) for n in (64, 128, max_tokens)})
+
+    @classmethod
+    def from_pretrained(cls, directory, *, ema=False, dtype="float32"):
+        """A detector from a folder that training or `glipv2 convert` wrote: weights, model, words and image sizes.
+
+        Args:
+          directory: path. ema: take the averaged parameters.
+          dtype: of computation, "float32" or "bfloat16"; parameters stay float32.
+        Raises: FileNotFoundError without a checkpoint; ValueError if it does not fit its own description.
+        """
+        from ml_collections import ConfigDict
+        directory = pathlib.Path(directory)
+        about = read_about(directory)
+        config = config_from_dict(about["model"])
+        settings, data = ConfigDict(about["config"]["eval"]), about["config"]["data"]
+        vocabulary = directory / "vocab.txt"
+        tokenizer = Tokenizer(vocabulary if vocabulary.exists() else data["vocabulary"] or None, literal=True)
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+                                parameter_shapes(config))
+        return cls(GLIPv2(config, jnp.dtype(dtype)), load_params(directory, abstract, ema=ema), tokenizer, settings,
+                   data["max_tokens"])
+
+    def detect(self, images, class_names, *, threshold=0.5, classes_per_prompt=None, max_detections=100, orders=1,
+               batch_size=1, exact_canvas=False):
+        """Objects of the named classes in every image.
+
+        Any number of classes: they are cut into as many prompts as their tokens need. A name equal to an earlier one
+        but for case never appears as a label, the earlier one does; so does a name without a letter. With no class
+        at all nothing is found.
+
+        Args:
+          images: list of images, of any sizes.
+          class_names: list of str for all images, or a list of such lists, one for each image.
+          threshold: least score, which is the square root of class probability × centerness. Pairs with a class
+            probability below `settings.score_threshold` are never found.
+          classes_per_prompt: most classes in one prompt; None: as many as fit.
+          max_detections: most of an image, over all its prompts.
+          orders: average over that many orders of the names within their prompt. The text encoder reads positions,
+            so a name's score depends a little on its place in the list.
+          batch_size: images of the same canvas and classes that run together.
+          exact_canvas: True pads all images of the call as the reference pads a batch, to the largest of them and a
+            multiple of 32, instead of each to one of the detector's canvases; (height, width) is a canvas of your
+            own. Every new size is compiled.
+        Returns: list of Detections, as the images.
+        Raises: ValueError for a broken image or arguments that do not fit each other.
+        """
+        if isinstance(images, (str, bytes)) or not hasattr(images, "__len__") or getattr(images, "ndim", 4) != 4:
+            raise ValueError("images: found a single image, expected a list of images")
+        if isinstance(class_names, str):
+            raise ValueError(f"class_names: found the text {class_names!r}, expected a list of names")
+        per_image = [tuple(class_names)] * len(images)
+        if class_names and not isinstance(class_names[0], str):
+            per_image = [tuple(names) for names in class_names]
+            if len(per_image) != len(images):
+                raise ValueError(f"class_names: found {len(per_image)} lists for {len(images)} images")
+        if orders < 1 or batch_size < 1:
+            raise ValueError(f"orders {orders}, batch_size {batch_size}: expected at least 1")
+
+        pixels = [image_ops.as_pixels(image, name=f"images[{i}]") for i, image in enumerate(images)]
+        canvases = self._canvases(pixels, exact_canvas)
+        groups = {}
+        for index, key in enumerate(zip(per_image, canvases)):
+            groups.setdefault(key, []).append(index)
+        found = [None] * len(images)
+        for (names, canvas), indices in groups.items():
+            texts = self._class_prompts(names, classes_per_prompt, orders)
+            for chosen in _batches(indices, batch_size):
+                batch, scales = self._batch([pixels[i] for i in chosen], canvas)
+                levels = self._predictor.encode_image(batch) if texts else None
+                rows = [self._run(levels, text, batch) for text in texts]
+                for place, index in enumerate(chosen):
+                    found[index] = _merged([_row(part, place) for part in rows], scales[place], pixels[index], names,
+                                           threshold, max_detections)
+        return found
+
+    def ground(self, image, caption, phrases=None, *, threshold=0.5, exact_canvas=False):
+        """The objects that a caption's phrases speak of.
+
+        Args:
+          image: one image. caption: str.
+          phrases: for each phrase its text, of which every occurrence in the caption counts, upper or lower case, or
+            a list of (begin, end) characters; None: the caption's noun phrases.
+          threshold: least score.
+          exact_canvas: as in `detect`.
+        Returns: Detections; labels count the phrases. Nothing, if the caption has no phrase.
+        Raises: ValueError for a phrase that the caption does not hold, or a broken image.
+        """
+        if not isinstance(caption, str):
+            raise ValueError(f"caption: found {type(caption).__name__}, expected a str")
+        spans = [((begin, end),) for begin, end in noun_phrases(caption)] if phrases is None else [
+            _occurrences(caption, phrase) for phrase in phrases]
+        names = tuple(" ".join(caption[b:e] for b, e in of_phrase) if phrases is None or not isinstance(phrase, str)
+                      else phrase for of_phrase, phrase in zip(spans, phrases or spans))
+        pixels = image_ops.as_pixels(image)
+        if not spans:
+            return _merged([], (1.0, 1.0), pixels, names, threshold, 1, caption, ())
+        encoding = self._encoding(caption)
+        if encoding.num_tokens > self.max_tokens:
+            log.warning("caption of %d tokens: what follows token %d is not read", encoding.num_tokens, self.max_tokens)
+        tokens = text_ops.positive_map(spans, encoding.offsets)
+        text = [(caption, encoding, _padded_rows(tokens), np.arange(len(spans)))]
+        batch, scales = self._batch([pixels], self._canvases([pixels], exact_canvas)[0])
+        rows = _row(self._run(self._predictor.encode_image(batch), text, batch), 0)
+        return _merged([rows], scales[0], pixels, names, threshold, self._settings.max_detections, caption,
+                       tuple(tuple(of_phrase) for of_phrase in spans))
+
+    def embed_text(self, texts):
+        """Unit vectors of texts, for retrieval: the mean of their words' un-fused embeddings.
+
+        Args:
+          texts: list of str.
+        Returns: [N, E] float32.
+        Raises: ValueError for a text without words, or a model without the inter-image projections.
+        """
+        self._check_embeds()
+        vectors = []
+        for text in texts:
+            encoding = self._encoding(text)
+            words = encoding.offsets[:, 1] > encoding.offsets[:, 0]
+            if not words.any():
+                raise ValueError(f"texts: {text!r} has no words")
+            dummy = [jnp.zeros((1, 1, 1, self.model.config.channels))]
+            embedded = np.asarray(self._predictor.embed(dummy, self._words(text, encoding))[1][0])
+            mean = embedded[words].mean(0)
+            vectors.append(mean / np.linalg.norm(mean))
+        return np.stack(vectors) if vectors else np.zeros((0, self.model.config.contrastive_dim), np.float32)
+
+    def embed_regions(self, image, boxes=None):
+        """Unit vectors of an image's regions, comparable with `embed_text` by their dot product.
+
+        Args:
+          image: one image.
+          boxes: [K, 4] `xyxy` in its pixels: each gets the region of the anchor that overlaps it most; None: all.
+        Returns: ([K, E] float32, [K, 4] float32 anchors of the regions in the image's pixels).
+        Raises: ValueError for a broken image, or a model without the inter-image projections.
+        """
+        self._check_embeds()
+        pixels = image_ops.as_pixels(image)
+        batch, scales = self._batch([pixels], self._canvases([pixels])[0])
+        dummy = jnp.zeros((1, 1, self.model.config.text_encoder.width))
+        regions = np.asarray(self._predictor.embed(self._predictor.encode_image(batch), dummy)[0][0])
+        y, x = scales[0]
+        places = np.asarray(anchors(level_shapes(*batch["image"].shape[1:3]))) / np.array([x, y, x, y], np.float32)
+        if boxes is not None:
+            best = np.asarray(iou_matrix(jnp.asarray(boxes, jnp.float32).reshape(-1, 4), places)).argmax(1)
+            regions, places = regions[best], places[best]
+        return regions, places
+
+    def _check_embeds(self):
+        if not self.model.config.contrastive_dim:
+            raise ValueError("this model has no inter-image projections (contrastive_dim is 0, as in GLIP v1), so its "
+                             "regions and texts cannot be embedded apart from each other")
+
+    def _canvases(self, images, exact=False):
+        """The canvas of every image."""
+        s = self._settings
+        if exact is True:
+            sizes = [image_ops.resized_size(image.shape[:2], s.short_side, s.max_size) for image in images]
+            exact = tuple(-(-max(sides) // PAD_MULTIPLE) * PAD_MULTIPLE for sides in zip(*sizes))
+        if exact:
+            return [tuple(exact)] * len(images)
+        canvases = [tuple(canvas) for canvas in s.canvases]
+        return [tuple(image_ops.smallest_canvas(image.shape[:2], s.short_side, s.max_size, canvases))
+                for image in images]
+
+    def _batch(self, images, canvas):
+        """Images on a canvas, and for each its (y, x) scale."""
+        s = self._settings
+        pixels, sizes, scales = [], [], []
+        for image in images:
+            size = image_ops.resized_size(image.shape[:2], s.short_side, s.max_size, canvas)
+            resized, _ = image_ops.resize(image, np.zeros((0, 4), np.float32), size)
+            pixels.append(image_ops.pad(resized, canvas))
+            sizes.append(size)
+            scales.append((size[0] / image.shape[0], size[1] / image.shape[1]))
+        return {"image": np.stack(pixels), "image_size": np.array(sizes, np.int32)}, scales
+
+    def _encoding(self, text):
+        """Tokens of a text, padded to the shortest of a few lengths."""
+        count = self.tokenizer.count(text) + prompts.SPECIAL_TOKENS
+        return self.tokenizer.encode(text, next((n for n in self._lengths if count <= n), self.max_tokens))
+
+    def _class_prompts(self, names, classes_per_prompt, orders):
+        """For each prompt a list over orders of (caption, encoding, tokens of each row [C, T], class of each row)."""
+        # A name in brackets alone would vanish in cleaning: it stands as it was given.
+        cleaned = [prompts.Phrase(prompts.clean_name(name).strip() or name) for name in names]
+        result = []
+        for group in prompts.groups_that_fit(cleaned, self.tokenizer, self.max_tokens, classes_per_prompt):
+            texts = []
+            for order in range(orders):
+                rng = np.random.default_rng(order)
+                placed = group if order == 0 else rng.permutation(group).tolist()
+                caption, spans = prompts.detection_prompt([cleaned[c] for c in placed])
+                encoding = self._encoding(caption)
+                span_of = dict(zip(placed, spans))
+                tokens = text_ops.positive_map([[span_of[c]] for c in group], encoding.offsets)
+                texts.append((caption, encoding, _padded_rows(tokens), np.array(group)))
+            result.append(texts)
+        return result
+
+    def _words(self, caption, encoding):
+        """Encoded words of a text [1, T, D]: remembered, since the same prompt meets many images."""
+        key = caption, len(encoding.ids)
+        if key not in self._text:
+            self._text[key] = self._predictor.encode_text(encoding.ids[None], encoding.mask[None])
+            if len(self._text) > TEXTS_KEPT:
+                self._text.popitem(last=False)
+        self._text.move_to_end(key)
+        return self._text[key]
+
+    def _run(self, levels, orders, batch):
+        """Detections of one prompt, averaged over its orders; labels as in `names`."""
+        raw = [self._predictor.predict(levels, self._words(caption, encoding), encoding.mask[None])
+               for caption, encoding, _, _ in orders]
+        token_to_label = np.concatenate([tokens for _, _, tokens, _ in orders], axis=1)
+        if len(raw) > 1:
+            # A class has as many words in every order, so the mean over all of them is the mean over orders.
+            alignment, deltas, centerness = zip(*raw)
+            raw = [(jnp.concatenate(alignment, axis=-1), sum(deltas) / len(raw), sum(centerness) / len(raw))]
+        found = self._predictor.decode(raw[0], token_to_label, batch)
+        classes = orders[0][3]
+        return found | {"labels": classes[found["labels"].clip(0)]}
+
+
+def _batches(indices, size):
+    """Full batches, and what is left one by one: two shapes to compile, whatever the number of images."""
+    full = len(indices) // size * size
+    return [indices[i:i + size] for i in range(0, full, size)] + [[i] for i in indices[full:]]
+
+
+def _padded_rows(tokens):
+    """[C, T] → C rounded up to a power of two: prompts of nearly as many classes share a compilation."""
+    rows = max(8, 1 << (len(tokens) - 1).bit_length())
+    return np.pad(tokens, ((0, rows - len(tokens)), (0, 0)))
+
+
+def _row(found, place):
+    return {key: value[place] for key, value in found.items()}
+
+
+def _merged(parts, scale, image, names, threshold, max_detections, caption=None, spans=None):
+    """One image's detections from all its prompts, in pixels of the image, best first."""
+    height, width = image.shape[:2]
+    parts = [{key: value[part["mask"]] for key, value in part.items()} for part in parts]
+    boxes = np.concatenate([np.zeros((0, 4), np.float32), *(part["boxes"] for part in parts)])
+    scores = np.concatenate([np.zeros(0, np.float32), *(part["scores"] for part in parts)])
+    labels = np.concatenate([np.zeros(0, int), *(part["labels"] for part in parts)])
+    order = np.argsort(-scores, kind="stable")
+    order = order[scores[order] > threshold][:max_detections]
+    y, x = scale
+    boxes = boxes[order] / np.array([x, y, x, y], np.float32)
+    boxes = boxes.clip(0, np.array([width - 1, height - 1] * 2, np.float32))
+    return Detections(boxes, scores[order], labels[order], tuple(names), image, caption, spans)
+
+
+def _occurrences(caption, phrase):
+    """Spans of a phrase given as text or as spans. Raises: ValueError where it is not in the caption."""
+    if not isinstance(phrase, str):
+        spans = [tuple(map(int, span)) for span in phrase]
+        if not spans or not all(0 <= begin < end <= len(caption) for begin, end in spans):
+            raise ValueError(f"phrases: found spans {spans}, expected some within a caption of {len(caption)} letters")
+        return spans
+    # Case-insensitive search in the caption itself: lower-casing a text may change its length.
+    word = r"(?<!\w){}(?!\w)".format(re.escape(phrase.strip()))
+    spans = [match.span() for match in re.finditer(word, caption, re.IGNORECASE) if phrase.strip()]
+    if not spans:
+        raise ValueError(f"phrases: {phrase!r} does not occur in the caption {caption!r}")
+    return spans
