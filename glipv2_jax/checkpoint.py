@@ -7,6 +7,7 @@ import pathlib
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 
 _LAYOUT = 1     # raised when the meaning of what is stored changes
 
@@ -69,7 +70,7 @@ def load_params(directory, abstract_params, ema=False):
     name = "ema_params" if ema else "params"
     step_directory = _latest(directory)
     with ocp.StandardCheckpointer() as checkpointer:
-        stored = checkpointer.metadata(step_directory / "state").item_metadata
+        stored = _quietly(checkpointer.metadata, step_directory / "state").item_metadata
         if not stored.get(name):
             raise ValueError(f"{step_directory}: holds no {name}")
         _check_same(stored[name], abstract_params, step_directory)
@@ -84,6 +85,16 @@ def _latest(directory):
     if not found:
         raise FileNotFoundError(f"{directory}: no checkpoint; expected a workdir with checkpoints/<step>")
     return max(found, key=lambda p: int(p.name))
+
+
+def _quietly(function, *args):
+    """Orbax warns that the state has no metadata of its own; the step, which holds it, has."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        return function(*args)
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _check_same(stored, expected, where):

@@ -12,7 +12,19 @@ def _models():
     print_table()
 
 
+def _detect():
+    from glipv2_jax import photos
+    photos.detect()
+
+
+def _ground():
+    from glipv2_jax import photos
+    photos.ground()
+
+
 COMMANDS = {
+    "detect": (_detect, "boxes of named classes: PHOTO… \"a cat. a dog.\""),
+    "ground": (_ground, "boxes of a caption's phrases: PHOTO… \"a cat on a red chair\""),
     "train": (_train, "train, resume or evaluate a config: --config=… --workdir=… [--mode=evaluate]"),
     "models": (_models, "the named models with their parameter counts"),
 }

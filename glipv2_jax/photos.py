@@ -1,0 +1,147 @@
+"""`glipv2 detect` and `glipv2 ground`: photographs in, pictures with boxes and a JSON file beside each out."""
+import argparse
+import glob
+import json
+import pathlib
+import sys
+import time
+
+from glipv2_jax.metrics import Progress
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+BUILT_IN = pathlib.Path(__file__).parent / "weights" / "scenes"
+EXAMPLE_CLASSES = 12
+
+
+def detect():
+    """`glipv2 detect PHOTO… "a cat. a dog."`: boxes of the named classes. Exits with an error for bad arguments."""
+    args = _parser("detect", "the class names, with a full stop between two: \"a cat. a dog.\"").parse_args()
+    if args.example:
+        scene, names = _example()
+        args.inputs = args.inputs or [". ".join(names)]
+        photos = {"example": scene}
+    else:
+        photos = _photos(args.inputs[:-1])
+    if not args.inputs:
+        sys.exit("glipv2 detect: no class names; expected them after the photographs, \"a cat. a dog.\"")
+    names = [name.strip() for name in args.inputs[-1].split(".") if name.strip()]
+    if not names:
+        sys.exit(f"glipv2 detect: no class names in {args.inputs[-1]!r}; expected \"a cat. a dog.\"")
+    _run(args, photos, lambda detector, photo: detector.detect(
+        [photo], names, threshold=args.threshold, orders=args.orders)[0])
+
+
+def ground():
+    """`glipv2 ground PHOTO… "a cat on a red chair"`: boxes of the caption's phrases, coloured like its words."""
+    args = _parser("ground", "the caption; its noun phrases are found, or name them with --phrases").parse_args()
+    if args.example:
+        photo, caption = _example_caption()
+        args.inputs, photos = args.inputs or [caption], {"example": photo}
+    else:
+        photos = _photos(args.inputs[:-1])
+    if not args.inputs or not args.inputs[-1].strip():
+        sys.exit("glipv2 ground: no caption; expected it after the photographs")
+    caption, phrases = args.inputs[-1], args.phrases
+    _run(args, photos, lambda detector, photo: detector.ground(photo, caption, phrases, threshold=args.threshold))
+
+
+def _parser(command, text):
+    parser = argparse.ArgumentParser(
+        f"glipv2 {command}", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Photographs may be files, folders and patterns such as 'holiday/*.jpg'.")
+    parser.add_argument("inputs", nargs="*", metavar="PHOTO", help=f"photographs, and last {text}")
+    parser.add_argument("--checkpoint", default=str(BUILT_IN), help="folder that training or `glipv2 convert` wrote; "
+                        "the weights in the package know rendered shapes only")
+    parser.add_argument("--output", default="found", help="folder of the pictures and JSON files; made when missing")
+    parser.add_argument("--threshold", type=float, default=0.5, help="least score of a box")
+    parser.add_argument("--overlaps", action="store_true", help="also boxes that cover a better one of another name")
+    parser.add_argument("--ema", action="store_true", help="use the averaged parameters")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of computation")
+    parser.add_argument("--example", action="store_true", help="a rendered scene instead of photographs")
+    if command == "detect":
+        parser.add_argument("--orders", type=int, default=1, help="average over so many orders of the class names")
+    else:
+        parser.add_argument("--phrases", nargs="+", help="the phrases of the caption to find")
+    return parser
+
+
+def _photos(patterns):
+    """Name → path of every photograph; names are unique. Exits where a pattern finds nothing."""
+    found = []
+    for pattern in patterns:
+        path = pathlib.Path(pattern)
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        else:
+            inside = [path] if path.exists() else sorted(map(pathlib.Path, glob.glob(pattern, recursive=True)))
+        if not inside:
+            sys.exit(f"glipv2: {pattern}: found no photograph; expected a file, a folder with {', '.join(SUFFIXES)}, "
+                     "or a pattern. The last argument is the text.")
+        found += inside
+    if not found:
+        sys.exit("glipv2: found no photograph; expected photographs and then the text, or --example")
+    photos = {}
+    for path in dict.fromkeys(found):
+        name, count = path.stem, 1
+        while name in photos:                       # a.jpg and a.png, or two folders
+            count += 1
+            name = f"{path.stem}_{count}"
+        photos[name] = path
+    return photos
+
+
+def _run(args, photos, find):
+    from glipv2_jax.main import set_up_compilation_cache, set_up_logging
+    set_up_logging()
+    set_up_compilation_cache()
+    from glipv2_jax.predict import Detector      # late: JAX takes a second, wrong arguments should not
+    try:
+        detector = Detector.from_pretrained(args.checkpoint, ema=args.ema, dtype=args.dtype)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"glipv2: {error}")
+    output = pathlib.Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    print("Compiling for the first photograph of each shape: under a minute for a small model on a CPU, a few for a "
+          "large one. The next start finds it on disk.")
+    started, first, failures = time.perf_counter(), None, []
+    with Progress("photographs", total=len(photos), unit="images") as progress:
+        for name, photo in photos.items():
+            try:
+                found = find(detector, photo)
+            except ValueError as error:
+                failures.append(str(error))
+            else:
+                found = found if args.overlaps else found.without_overlaps()
+                found.draw().save(output / f"{name}.jpg", quality=92)
+                record = found.to_odvg(getattr(photo, "name", f"{name}.jpg"))
+                (output / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+                print(f"{output / name}.jpg: {_said(found)}")
+            first = first or time.perf_counter() - started
+            progress.advance(1)
+    rest = time.perf_counter() - started - first
+    speed = f", then {(len(photos) - 1) / rest:.2f} images/s" if len(photos) > 1 else ""
+    print(f"{len(photos) - len(failures)} pictures in {output}; the first after {first:.1f} s{speed}")
+    if failures:
+        sys.exit("\n".join(["glipv2: not read:", *failures]))
+
+
+def _said(found):
+    if not len(found):
+        return "nothing above the threshold"
+    return ", ".join(f"{phrase} {score:.2f}" for phrase, score in zip(found.phrases, found.scores))
+
+
+def _example():
+    """A rendered scene, and class names of which some are in it."""
+    from input_pipeline.scenes import Scenes
+    world = Scenes(seed=3, num_examples=1, split="test", canvas=(128, 128), max_objects=6)
+    record = world[0]
+    present = sorted({world.class_names[c] for c in record["classes"]})
+    absent = [name for name in world.class_names[::7] if name not in present]
+    return record["image"], present + absent[:EXAMPLE_CLASSES - len(present)]
+
+
+def _example_caption():
+    from input_pipeline.scenes import Scenes
+    record = Scenes(seed=3, num_examples=1, split="test", task="caption", canvas=(128, 128), max_objects=6)[0]
+    return record["image"], record["caption"]
