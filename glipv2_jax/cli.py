@@ -22,10 +22,16 @@ def _ground():
     photos.ground()
 
 
+def _convert():
+    from glipv2_jax.convert import command
+    command.main()
+
+
 COMMANDS = {
     "detect": (_detect, "boxes of named classes: PHOTO… \"a cat. a dog.\""),
     "ground": (_ground, "boxes of a caption's phrases: PHOTO… \"a cat on a red chair\""),
     "train": (_train, "train, resume or evaluate a config: --config=… --workdir=… [--mode=evaluate]"),
+    "convert": (_convert, "weights of GLIP, BERT or Swin into a checkpoint, and back: FILE… --model=NAME --output=DIR"),
     "models": (_models, "the named models with their parameter counts"),
 }
 

@@ -1,107 +1,17 @@
-"""The name map between microsoft/GLIP's state_dict keys and this project's parameters. Strict in both directions.
+"""From the reference's state_dict to this project's parameters and back. Strict in both directions.
 
-Every key is placed, or is one of the `NOT_WEIGHTS` the reference recomputes, or is refused by name.
+Every key is placed, or is one of the `NOT_WEIGHTS` that follow from the configuration, or is refused by name.
 """
+import collections
+import dataclasses
 import re
 
 import numpy as np
 
+from glipv2_jax.convert.table import LINES
+
 # Buffers that follow from the configuration.
 NOT_WEIGHTS = re.compile(r"(relative_position_index|position_ids|anchor_generator\.cell_anchors\.\d+)$")
-
-_DENSE = {"weight": ("kernel", "dense"), "bias": ("bias", "same")}
-_CONV = {"weight": ("kernel", "conv"), "bias": ("bias", "same")}
-_CONV_AS_DENSE = {"weight": ("kernel", "conv1x1"), "bias": ("bias", "same")}
-_NORM = {"weight": ("scale", "same"), "bias": ("bias", "same")}
-_EMBED = {"weight": ("embedding", "same")}
-_VALUE = {"": ("", "same")}
-
-_BERT_LAYER = [
-    (r"attention\.self\.(query|key|value)", r"\1", _DENSE),
-    (r"attention\.output\.dense", r"out", _DENSE),
-    (r"attention\.output\.LayerNorm", r"attention_norm", _NORM),
-    (r"intermediate\.dense", r"mlp_in", _DENSE),
-    (r"output\.dense", r"mlp_out", _DENSE),
-    (r"output\.LayerNorm", r"mlp_norm", _NORM),
-]
-_CLIP_LAYER = [
-    (r"attn\.in_proj_weight", r"qkv/kernel", {"": ("", "dense")}),
-    (r"attn\.in_proj_bias", r"qkv/bias", _VALUE),
-    (r"attn\.out_proj", r"out", _DENSE),
-    (r"ln_1", r"attention_norm", _NORM),
-    (r"ln_2", r"mlp_norm", _NORM),
-    (r"mlp\.c_fc", r"mlp_in", _DENSE),
-    (r"mlp\.c_proj", r"mlp_out", _DENSE),
-]
-_BODY = r"backbone\.body\."
-_TOWER = r"rpn\.head\.dyhead_tower\.(\d+)\."
-
-
-def _tables(fusion):
-    """(pattern, path, leaves) rows. `{block}` in a path is the head block of a tower index."""
-    rows = [
-        (_BODY + r"patch_embed\.proj", r"image_encoder/patch_embed/proj", _CONV),
-        (_BODY + r"patch_embed\.norm", r"image_encoder/patch_embed/norm", _NORM),
-        (_BODY + r"layers\.(\d)\.blocks\.(\d+)\.norm([12])", r"image_encoder/stage\1_block\2/norm\3", _NORM),
-        (_BODY + r"layers\.(\d)\.blocks\.(\d+)\.attn\.(qkv|proj)", r"image_encoder/stage\1_block\2/attn/\3", _DENSE),
-        (_BODY + r"layers\.(\d)\.blocks\.(\d+)\.attn\.relative_position_bias_table",
-         r"image_encoder/stage\1_block\2/attn/relative_position_bias_table", _VALUE),
-        (_BODY + r"layers\.(\d)\.blocks\.(\d+)\.mlp\.fc1", r"image_encoder/stage\1_block\2/mlp_in", _DENSE),
-        (_BODY + r"layers\.(\d)\.blocks\.(\d+)\.mlp\.fc2", r"image_encoder/stage\1_block\2/mlp_out", _DENSE),
-        (_BODY + r"layers\.(\d)\.downsample\.reduction", r"image_encoder/stage\1_merge/reduction", _DENSE),
-        (_BODY + r"layers\.(\d)\.downsample\.norm", r"image_encoder/stage\1_merge/norm", _NORM),
-        (_BODY + r"norm(\d)", r"image_encoder/norm\1", _NORM),
-        (r"backbone\.fpn\.fpn_inner([234])", r"fpn/lateral{level}", _CONV),
-        (r"backbone\.fpn\.fpn_layer([234])", r"fpn/output{level}", _CONV),
-        (r"backbone\.fpn\.top_blocks\.(p[67])", r"fpn/\1", _CONV),
-        (r"language_backbone\.body\.model\.embeddings\.(word|position|token_type)_embeddings",
-         r"text_encoder/\1_embeddings", _EMBED),
-        (r"language_backbone\.body\.model\.embeddings\.LayerNorm", r"text_encoder/norm", _NORM),
-        (r"language_backbone\.body\.positional_embedding", r"text_encoder/positional_embedding", _VALUE),
-        (r"language_backbone\.body\.token_embedding", r"text_encoder/token_embedding", _EMBED),
-        (r"language_backbone\.body\.ln_final", r"text_encoder/final_norm", _NORM),
-        (_TOWER + r"DyConv\.([012])\.conv", r"dyconv_{block}/{branch}", {"weight": ("_kernel", "conv"),
-                                                                       "bias": ("_bias", "same")}),
-        (_TOWER + r"DyConv\.([012])\.bn", r"dyconv_{block}/{branch}_norm", _NORM),
-        (_TOWER + r"offset", r"dyconv_{block}/offset", _CONV),
-        (_TOWER + r"AttnConv\.1", r"dyconv_{block}/scale_attention", _CONV_AS_DENSE),
-        (_TOWER + r"relu\.fc\.0", r"dyconv_{block}/relu/fc1", _DENSE),
-        (_TOWER + r"relu\.fc\.2", r"dyconv_{block}/relu/fc2", _DENSE),
-        (r"rpn\.head\.cls_logits", r"localization/class_logits", _CONV_AS_DENSE),
-        (r"rpn\.head\.bbox_pred", r"localization/box", _CONV_AS_DENSE),
-        (r"rpn\.head\.centerness", r"localization/centerness", _CONV_AS_DENSE),
-        (r"rpn\.head\.scales\.(\d)\.scale", r"localization/scales", {"": ("", "element")}),
-        (r"rpn\.head\.dot_product_projection_text", r"grounding/text_projection", _DENSE),
-        (r"rpn\.head\.(log_scale|bias0|bias_lang)", r"grounding/\1", _VALUE),
-        (r"rpn\.head\.mlm_head\.transform\.dense", r"mlm/transform", _DENSE),
-        (r"rpn\.head\.mlm_head\.transform\.LayerNorm", r"mlm/norm", _NORM),
-        (r"rpn\.head\.mlm_head\.decoder", r"mlm/decoder", _DENSE),
-        (r"rpn\.head\.mlm_head\.bias", r"mlm/decoder/bias", _VALUE),
-        (r"rpn\.loss_evaluator\.shallow_contrastive_projection_(image|text)", r"contrastive/\1", _DENSE),
-        (r"rpn\.loss_evaluator\.shallow_log_scale", r"contrastive/log_scale", _VALUE),
-    ]
-    rows += [(r"language_backbone\.body\.model\.encoder\.layer\.(\d+)\." + key, r"text_encoder/layer\1/" +
-              path.replace(r"\1", r"\2"), leaves) for key, path, leaves in _BERT_LAYER]
-    rows += [(r"language_backbone\.body\.resblocks\.(\d+)\." + key, r"text_encoder/layer\1/" + path, leaves)
-             for key, path, leaves in _CLIP_LAYER]
-    if fusion:
-        rows += [(_TOWER + key, "text_layer_{block}/" + path.replace(r"\1", r"\2"), leaves)
-                 for key, path, leaves in _BERT_LAYER + _CLIP_LAYER]
-        rows += [
-            (_TOWER + r"b_attn\.gamma_v", r"fusion_{block}/region_scale", _VALUE),
-            (_TOWER + r"b_attn\.gamma_l", r"fusion_{block}/word_scale", _VALUE),
-            (_TOWER + r"b_attn\.layer_norm_v", r"fusion_{block}/region_norm", _NORM),
-            (_TOWER + r"b_attn\.layer_norm_l", r"fusion_{block}/word_norm", _NORM),
-        ]
-        for key, name in (("v_proj", "query"), ("l_proj", "key"), ("values_v_proj", "region_value"),
-                          ("values_l_proj", "word_value"), ("out_v_proj", "region_out"), ("out_l_proj", "word_out")):
-            rows.append((_TOWER + rf"b_attn\.attn\.{key}", f"fusion_{{block}}/{name}",
-                         {"weight": ("_kernel", "dense"), "bias": ("_bias", "same")}))
-    return [(re.compile(pattern), path, leaves) for pattern, path, leaves in rows]
-
-
-_TABLES = {fusion: _tables(fusion) for fusion in (True, False)}
-_BRANCHES = {"0": "coarser", "1": "same", "2": "finer"}
 
 
 def parameter_of(key, fusion=True):
@@ -117,33 +27,159 @@ def parameter_of(key, fusion=True):
     name = key.removeprefix("module.")
     if NOT_WEIGHTS.search(name):
         return None
-    for pattern, path, leaves in _TABLES[fusion]:
-        for leaf, (suffix, kind) in leaves.items():
-            match = re.fullmatch(pattern.pattern + (rf"\.{leaf}" if leaf else ""), name)
-            if not match:
-                continue
-            groups = match.groups()
-            if "{block}" in path:
-                path = path.replace("{block}", str(int(groups[0]) // (3 if fusion else 1)))
-            if "{branch}" in path:
-                path = path.replace("{branch}", _BRANCHES[groups[1]])
-            if "{level}" in path:
-                path = path.replace("{level}", str(int(groups[0]) + 1))
-            path = match.expand(path)
-            joined = path + suffix if suffix.startswith("_") or not suffix else f"{path}/{suffix}"
-            return joined, kind, int(groups[0]) if kind == "element" else None
+    for line in LINES[fusion]:
+        match = line.key.fullmatch(name)
+        values = match and {field: line.fields[field].to_path(text) for field, text in match.groupdict().items()}
+        if match and None not in values.values():
+            element = int(values["element"]) if line.kind == "element" else None
+            return line.path_template.format(**values), line.kind, element
     raise KeyError(key)
 
 
+def keys_of(path, fusion=True, text="bert"):
+    """The reference keys of a parameter, the inverse of `parameter_of`.
+
+    Args:
+      path: "a/b/c" in the parameter tree.
+      fusion: as in `parameter_of`. text: the model's kind of text encoder; both kinds share some names here.
+    Returns: list of (key without "module.", kind). Two for a tied tensor. For kind "element" the key still holds
+      "{element}": there is one key for each entry.
+    Raises: KeyError for a parameter that the reference does not have.
+    """
+    found = []
+    for line in LINES[fusion]:
+        match = line.path.fullmatch(path)
+        if match and line.text in (None, text):
+            values = {field: line.fields[field].to_key(value) for field, value in match.groupdict().items()}
+            if line.kind == "element":
+                values["element"] = "{element}"
+            found.append((line.key_template.format(**values), line.kind))
+    if not found:
+        raise KeyError(path)
+    return found
+
+
 def to_parameter(array, kind):
-    """Reference layout → this project's: linear weights [out, in] → [in, out], convolutions OIHW → HWIO."""
+    """Reference layout → this project's: linear weights [out, in] → [in, out], convolutions OIHW → HWIO.
+
+    A patch merging is a linear layer in Swin and a convolution in CoSwin, under one name.
+    """
+    if kind == "conv" or kind == "dense" and array.ndim == 4:
+        return array.transpose(2, 3, 1, 0)
     if kind == "dense":
         return array.T
-    if kind == "conv":
-        return array.transpose(2, 3, 1, 0)
     if kind == "conv1x1":
         return array[:, :, 0, 0].T
     return array
+
+
+def to_reference(array, kind):
+    """The inverse of `to_parameter`."""
+    if kind == "conv" or kind == "dense" and array.ndim == 4:
+        return array.transpose(3, 2, 0, 1)
+    if kind == "dense":
+        return array.T
+    if kind == "conv1x1":
+        return array.T[:, :, None, None]
+    return array
+
+
+@dataclasses.dataclass
+class Placement:
+    """Which key of a file fills which parameter, known from names and shapes alone.
+
+    sources: path → list of (key, kind); more than one for tied tensors, and one for each entry of kind "element".
+    buffers: keys that the model recomputes.
+    missing: paths without a key.
+    homeless: (key, path or None) of keys whose parameter this model, or any model, does not have.
+    problems: a sentence for each name or shape that is wrong in any model.
+    """
+    sources: dict
+    buffers: list
+    missing: list
+    homeless: list
+    problems: list
+
+
+def place(shapes, expected, fusion=True):
+    """Matches the keys of a state_dict with the parameters of a model. Reads no values.
+
+    Args:
+      shapes: dict of reference key → shape.
+      expected: dict of path → shape, the model's parameters.
+      fusion: as the model's config has it.
+    Returns: Placement.
+    """
+    elements = collections.defaultdict(dict)
+    found = Placement({}, [], [], [], [])
+    for key, shape in shapes.items():
+        try:
+            where = parameter_of(key, fusion)
+        except KeyError:
+            found.homeless.append((key, None))
+            continue
+        if where is None:
+            found.buffers.append(key)
+            continue
+        path, kind, element = where
+        if path not in expected:
+            found.homeless.append((key, path))
+        elif kind == "element":
+            elements[path][element] = (key, kind)
+            if np.prod(shape, dtype=np.int64) != 1:
+                found.problems.append(f"{key}: found shape {shape}, expected (1,)")
+        else:
+            found.sources.setdefault(path, []).append((key, kind))
+            ours = _shape_here(shape, kind)
+            if ours != expected[path]:
+                found.problems.append(f"{key} {shape}: found {path} of shape {ours}, expected {expected[path]}")
+    for path, parts in elements.items():
+        if sorted(parts) != list(range(*expected[path])):
+            found.problems.append(f"{path}: found elements {sorted(parts)}, expected 0 … {expected[path][0] - 1}")
+        found.sources[path] = [parts[i] for i in sorted(parts)]
+    found.missing = sorted(set(expected) - set(found.sources))
+    return found
+
+
+def _shape_here(shape, kind):
+    """Shape after `to_parameter`; the shape itself where the layout does not fit it, which then compares unequal."""
+    dims = {"conv": (4,), "conv1x1": (4,), "dense": (2, 4)}.get(kind)
+    if dims and len(shape) not in dims or kind == "conv1x1" and tuple(shape[2:]) != (1, 1):
+        return tuple(shape)
+    # a stand-in that has the shape and no memory
+    return to_parameter(np.broadcast_to(np.float32(0), shape), kind).shape
+
+
+def read_parameter(path, sources, read):
+    """The value of one parameter.
+
+    Args:
+      path: for messages. sources: list of (key, kind), as in `Placement`.
+      read: function of a key: its array.
+    Returns: contiguous float32 numpy array.
+    Raises: ValueError when the value is no float, does not survive float32, is not finite, or differs between the
+      names of a tied tensor.
+    """
+    values = [to_parameter(_float32(key, read(key)), kind) for key, kind in sources]
+    if sources[0][1] == "element":
+        return np.stack([value.reshape(()) for value in values])
+    for (key, _), value in zip(sources[1:], values[1:]):
+        if not np.array_equal(value, values[0]):
+            raise ValueError(f"{key}: another key, {sources[0][0]}, gave {path} different values")
+    return np.asarray(values[0], order="C")
+
+
+def _float32(key, array):
+    if array.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
+        raise ValueError(f"{key} {array.shape}: found {array.dtype}, expected a floating-point weight")
+    with np.errstate(over="ignore"):
+        value = np.asarray(array, np.float32)
+    if not np.isfinite(value).all():
+        count = value.size - np.isfinite(value).sum()
+        raise ValueError(f"{key} {array.shape}: found {count} entries that are no finite float32, expected none")
+    if array.dtype == np.float64 and not np.array_equal(value, array):
+        raise ValueError(f"{key} {array.shape}: found float64 values between those of float32; expected float32 weights")
+    return value
 
 
 def parameters_from_reference(state, expected, fusion=True):
@@ -157,39 +193,75 @@ def parameters_from_reference(state, expected, fusion=True):
     Raises: ValueError naming every key without a place, every parameter left without a value, every wrong shape and
       every tied pair that differs.
     """
-    import flax.traverse_util  # only needed here; the map itself is plain Python
-    shapes = {path: tuple(leaf.shape) for path, leaf in flax.traverse_util.flatten_dict(expected, sep="/").items()}
-    values, elements, problems = {}, {}, []
-    for key, array in state.items():
-        try:
-            place = parameter_of(key, fusion)
-        except KeyError:
-            problems.append(f"{key} {tuple(array.shape)}: no such weight in this model")
-            continue
-        if place is None:
-            continue
-        path, kind, element = place
-        if kind == "element":
-            elements.setdefault(path, {})[element] = np.asarray(array, np.float32).reshape(())
-            continue
-        value = np.asarray(to_parameter(array, kind), np.float32)
-        if path in values and not np.array_equal(values[path], value):
-            problems.append(f"{key}: another key gave {path} different values")
-        values[path] = value
-    for path, parts in elements.items():
-        if sorted(parts) != list(range(len(parts))):
-            problems.append(f"{path}: found elements {sorted(parts)}, expected 0 … {len(parts) - 1}")
-            continue
-        values[path] = np.stack([parts[i] for i in range(len(parts))])
-    for path in sorted(set(values) - set(shapes)):
-        problems.append(f"{path} {values[path].shape}: in the file, but this model has no such parameter")
-    for path in sorted(set(shapes) - set(values)):
-        problems.append(f"{path} {shapes[path]}: a parameter of this model, but not in the file")
-    for path in sorted(set(shapes) & set(values)):
-        if values[path].size == np.prod(shapes[path]) and len(shapes[path]) > values[path].ndim:
-            values[path] = values[path].reshape(shapes[path])       # DyConv kernels [9, C, C] are stored as 3 × 3
-        if values[path].shape != shapes[path]:
-            problems.append(f"{path}: found shape {values[path].shape}, expected {shapes[path]}")
+    expected = shapes_by_path(expected)
+    found = place({key: tuple(array.shape) for key, array in state.items()}, expected, fusion)
+    problems = found.problems + [f"{key} {tuple(state[key].shape)}: no such weight in this model"
+                                 for key, _ in found.homeless]
+    problems += [f"{path} {expected[path]}: a parameter of this model, but not in the file" for path in found.missing]
+    values = {}
+    if not problems:
+        for path, sources in found.sources.items():
+            try:
+                values[path] = read_parameter(path, sources, state.__getitem__)
+            except ValueError as error:
+                problems.append(str(error))
     if problems:
         raise ValueError("weights do not fit the model:\n  " + "\n  ".join(problems))
+    return nested(values)
+
+
+def reference_from_parameters(params, config):
+    """The reference's state_dict, buffers included, of a model. The inverse of `parameters_from_reference`.
+
+    Args:
+      params: nested dict of arrays.
+      config: ModelConfig.
+    Returns: dict of key, without "module.", → numpy array. Tied keys hold the same array.
+    Raises: ValueError naming every parameter that the reference has no name for.
+    """
+    state, problems = {}, []
+    for path, value in flattened(params).items():
+        try:
+            keys = keys_of(path, config.fusion, config.text_encoder.kind)
+        except KeyError:
+            problems.append(f"{path} {value.shape}: the reference has no name for it")
+            continue
+        for key, kind in keys:
+            if kind == "element":
+                state |= {key.format(element=i): np.asarray(entry).reshape(1) for i, entry in enumerate(value)}
+            else:
+                state[key] = to_reference(np.asarray(value), kind)
+        if len(keys) > 1:
+            state |= dict.fromkeys((key for key, _ in keys), state[keys[0][0]])
+    if problems:
+        raise ValueError("parameters cannot be written in the reference's layout:\n  " + "\n  ".join(problems))
+    return state | _buffers(config)
+
+
+def _buffers(config):
+    """What the reference's modules compute when they are built, and save."""
+    from glipv2_jax.detection.anchors import anchors
+    from glipv2_jax.models.swin import relative_position_index
+    index = relative_position_index(config.image_encoder.window).astype(np.int64)
+    buffers = {f"backbone.body.layers.{stage}.blocks.{block}.attn.relative_position_index": index
+               for stage, depth in enumerate(config.image_encoder.depths) for block in range(depth)}
+    # The first anchor of each level: strides are even, so a cell's own anchor is centred on (stride − 1) / 2.
+    cells = anchors(((1, 1),) * 5)
+    return buffers | {f"rpn.anchor_generator.cell_anchors.{level}": cells[level:level + 1] for level in range(5)}
+
+
+def flattened(tree):
+    """Nested dict → dict of "a/b/c" → leaf."""
+    import flax.traverse_util  # late: the map itself is plain Python
+    return flax.traverse_util.flatten_dict(tree, sep="/")
+
+
+def nested(values):
+    """The inverse of `flattened`."""
+    import flax.traverse_util
     return flax.traverse_util.unflatten_dict(values, sep="/")
+
+
+def shapes_by_path(tree):
+    """Nested dict of arrays or ShapeDtypeStructs → dict of "a/b/c" → shape."""
+    return {path: tuple(leaf.shape) for path, leaf in flattened(tree).items()}
