@@ -4,13 +4,12 @@ import pathlib
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from glipv2_jax import draw, sharding
 from glipv2_jax.evaluation import coco_ap, coco_json, phrase_recall
 from glipv2_jax.metrics import Progress
-from input_pipeline import eval_batches, prompts
+from input_pipeline import eval_batches, prompts, text_ops
 from input_pipeline.schema import NO_CLASS
 
 
@@ -122,11 +121,11 @@ def _ground_captions(predictor, mesh, config, source, tokenizer, folder, name):
             if len(drawn) < config.eval.num_pictures:
                 y, x = about["scale"][i]
                 best = [boxes[0] / [x, y, x, y] if len(boxes) else None for _, boxes in phrases]
-                drawn[int(image_id)] = (phrase_of_box[i], best)
+                drawn[int(image_id)] = list(zip(token_to_label[i], best))
     scores, pictures = {}, []
     if jax.process_index() == 0:
         scores = phrase_recall.phrase_recall(examples)
-        pictures = _caption_pictures(source, drawn)
+        pictures = _caption_pictures(source, drawn, tokenizer, config.data.max_tokens)
     return scores, pictures, {
         "prompt": "each caption", "classes_per_prompt": None,
         "metric": "recall of phrases at IoU 0.5, any of the phrase's boxes"}
@@ -167,21 +166,25 @@ def _class_pictures(source, rows, count):
     return pictures
 
 
-def _caption_pictures(source, drawn):
-    """The caption over its true boxes, and over the best box found for each phrase."""
+def _caption_pictures(source, drawn, tokenizer, max_tokens):
+    """The caption over its true boxes, and over the best box found for each phrase.
+
+    Args:
+      drawn: image id → list of (words [T] bool, best box [4] or None) of its phrases.
+    """
     pictures = []
     for index in range(len(source)):
         record = source[index]
         if record["image_id"] not in drawn:
             continue
-        phrase_of_box, best = drawn[record["image_id"]]
-        spans = {phrase_of_box[g]: record["spans"][g] for g in range(len(record["spans"])) if phrase_of_box[g] >= 0}
-        hits = [p for p in sorted(spans) if best[p] is not None]
         image, caption = _pixels(record), record["caption"]
-        colors = draw.phrase_colors(" ".join(caption[b:e] for b, e in of_box) for of_box in record["spans"])
+        offsets = tokenizer.encode(caption, max_tokens).offsets
+        hits = [(text_ops.spans_of(words, offsets), box) for words, box in drawn[record["image_id"]] if box is not None]
+        colors = draw.phrase_colors(" ".join(caption[b:e] for b, e in of_box)
+                                    for of_box in [*record["spans"], *(spans for spans, _ in hits)])
         pictures += [draw.draw_caption(image, caption, record["spans"], record["boxes"], colors=colors),
-                     draw.draw_caption(image, caption, [spans[p] for p in hits],
-                                       np.array([best[p] for p in hits]).reshape(-1, 4), colors=colors)]
+                     draw.draw_caption(image, caption, [spans for spans, _ in hits],
+                                       np.array([box for _, box in hits]).reshape(-1, 4), colors=colors)]
         if len(pictures) == 2 * len(drawn):
             break
     return pictures

@@ -7,7 +7,6 @@ import sys
 import time
 
 import jax
-import numpy as np
 from absl import logging
 from rich import progress as rich_progress
 from rich.console import Console
@@ -59,13 +58,6 @@ class Writer:
         self._file.flush()
         self._events.write_scalars(int(step), values)
         self._events.flush()
-
-    def images(self, step, pictures):
-        """Shows pictures in TensorBoard: a dict name -> PIL image or [H, W, 3] uint8 array."""
-        if self._enabled:
-            arrays = {name: np.asarray(picture) for name, picture in pictures.items()}
-            self._events.write_images(int(step), arrays)
-            self._events.flush()
 
     def close(self):
         if self._enabled:

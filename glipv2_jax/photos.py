@@ -9,7 +9,7 @@ import time
 from glipv2_jax.metrics import Progress
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-BUILT_IN = pathlib.Path(__file__).parent / "weights" / "scenes"
+DEFAULT_CHECKPOINT = "runs/quickstart"     # what launch/quickstart.sh leaves
 EXAMPLE_CLASSES = 12
 
 
@@ -50,8 +50,8 @@ def _parser(command, text):
         f"glipv2 {command}", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description="Photographs may be files, folders and patterns such as 'holiday/*.jpg'.")
     parser.add_argument("inputs", nargs="*", metavar="PHOTO", help=f"photographs, and last {text}")
-    parser.add_argument("--checkpoint", default=str(BUILT_IN), help="folder that training or `glipv2 convert` wrote; "
-                        "the weights in the package know rendered shapes only")
+    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT,
+                        help="folder that training or `glipv2 convert` wrote; the quickstart's knows rendered shapes")
     parser.add_argument("--output", default="found", help="folder of the pictures and JSON files; made when missing")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score of a box")
     parser.add_argument("--overlaps", action="store_true", help="also boxes that cover a better one of another name")
@@ -94,7 +94,7 @@ def _run(args, photos, find):
     from glipv2_jax.main import set_up_compilation_cache, set_up_logging
     set_up_logging()
     set_up_compilation_cache()
-    from glipv2_jax.predict import Detector      # late: JAX takes a second, wrong arguments should not
+    from glipv2_jax.predict import Detector  # late: JAX takes a second, wrong arguments should not
     try:
         detector = Detector.from_pretrained(args.checkpoint, ema=args.ema, dtype=args.dtype)
     except (FileNotFoundError, ValueError) as error:

@@ -388,7 +388,7 @@ def _occurrences(caption, phrase):
             raise ValueError(f"phrases: found spans {spans}, expected some within a caption of {len(caption)} letters")
         return spans
     # Case-insensitive search in the caption itself: lower-casing a text may change its length.
-    word = r"(?<!\w){}(?!\w)".format(re.escape(phrase.strip()))
+    word = rf"(?<!\w){re.escape(phrase.strip())}(?!\w)"
     spans = [match.span() for match in re.finditer(word, caption, re.IGNORECASE) if phrase.strip()]
     if not spans:
         raise ValueError(f"phrases: {phrase!r} does not occur in the caption {caption!r}")

@@ -45,8 +45,8 @@ def make_source(spec, root=""):
 def _coco(data, split):
     json_path, image_folder = data[f"{split}_json"], data[f"{split}_images"]
     if not image_folder:
-        raise ValueError(f"config.data.{split}_json is {json_path!r}, but config.data.{split}_images, the folder of its "
-                         "images, is empty")
+        raise ValueError(f"config.data.{split}_json is {json_path!r}, but config.data.{split}_images, the folder "
+                         "of its images, is empty")
     return {"kind": "coco_json", "json_path": json_path, "image_folder": image_folder,
             "class_names": dict(data.class_names), "bad_boxes": data.bad_boxes}
 
@@ -59,8 +59,9 @@ def train_specs(data):
     if data.train_json:
         return [_coco(data, "train") | {"weight": 1.0, "keep_empty": False}]
     if not data.train:
-        raise ValueError("config.data: found nothing to train on; set data.train_json and data.train_images, or data.train")
-    return [dict(spec) for spec in data.train]
+        raise ValueError("config.data: found nothing to train on; set data.train_json and data.train_images, or "
+                         "data.train")
+    return _checked(data.train, "train", "weight")
 
 
 def eval_specs(data):
@@ -73,4 +74,12 @@ def eval_specs(data):
         return [_coco(data, "eval") | {"name": "eval"}]
     if data.train_json:
         return [_coco(data, "train") | {"name": "train_set"}]
-    return [dict(spec) for spec in data.eval]
+    return _checked(data.eval, "eval", "name")
+
+
+def _checked(specs, split, field):
+    """Sources of a config as dicts. Raises: ValueError for one that lacks the field which only its split needs."""
+    for place, spec in enumerate(specs):
+        if field not in spec:
+            raise ValueError(f"config.data.{split}[{place}]: found no {field!r} among {sorted(spec)}")
+    return [dict(spec) for spec in specs]

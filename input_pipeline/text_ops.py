@@ -49,6 +49,17 @@ def positive_map(spans: Sequence[Sequence[Span]], offsets: np.ndarray) -> np.nda
     return found
 
 
+def spans_of(words: np.ndarray, offsets: np.ndarray) -> list[Span]:
+    """The characters of a set of words, one span for each run of neighbouring tokens: back from `positive_map`.
+
+    Args:
+      words: bool [T]. offsets: int [T, 2].
+    """
+    chosen = np.flatnonzero(words)
+    runs = np.split(chosen, np.flatnonzero(np.diff(chosen) > 1) + 1) if chosen.size else []
+    return [(int(offsets[run[0], 0]), int(offsets[run[-1], 1])) for run in runs]
+
+
 def label_to_tokens(spans: Mapping[int, Sequence[Span]], offsets: np.ndarray) -> dict[int, list[int]]:
     """Token positions of each label, ascending; an empty list for a label without tokens (a blank name)."""
     rows = positive_map(list(spans.values()), offsets)

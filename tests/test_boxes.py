@@ -39,11 +39,3 @@ def test_clip_uses_the_last_pixel_of_each_image():
     clipped = boxes.clip(outside, image_size)
     np.testing.assert_array_equal(clipped[0, 0], [0, 0, 19, 9])
     np.testing.assert_array_equal(clipped[1, 3], [0, 0, 4, 29])
-
-
-def test_xywh_round_trip_and_its_conventions():
-    for pixel in (0, boxes.PIXEL):
-        np.testing.assert_array_equal(boxes.xywh_to_xyxy(boxes.xyxy_to_xywh(A, pixel), pixel), A)
-    np.testing.assert_array_equal(boxes.xyxy_to_xywh(A)[1], [5, 5, 10, 10])
-    np.testing.assert_array_equal(boxes.xyxy_to_xywh(A, 0)[1], [5, 5, 9, 9])
-    np.testing.assert_array_equal(boxes.xywh_to_xyxy(jnp.array([3.0, 4.0, 0.5, 0.0])), [3, 4, 3, 4])

@@ -46,6 +46,6 @@ def test_command_line():
         return subprocess.run([sys.executable, "-m", "glipv2_jax.cli", *args], capture_output=True, text=True, check=False)
     assert "models" in run("--help").stdout
     wrong = run("detekt")
-    assert wrong.returncode and "unknown command 'detekt', expected one of train, models" in wrong.stderr
+    assert wrong.returncode and "unknown command 'detekt', expected one of detect, ground" in wrong.stderr
     table = run("models")
     assert "231.8" in table.stdout, table.stdout + table.stderr

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from glipv2_jax.convert.names import parameter_of, parameters_from_reference, to_parameter
-from glipv2_jax.models.clip_text import ClipLayer, ClipText, resample_positions
+from glipv2_jax.models.clip_text import ClipLayer, ClipText
 from glipv2_jax.models.config import ImageEncoderConfig, TextEncoderConfig
 from glipv2_jax.models.fpn import FPN
 from glipv2_jax.models.regularization import drop_block
@@ -133,15 +133,6 @@ def test_reference_clip_layer_of_the_head(load_reference, reference_weights):
         path, kind, _ = parameter_of(key)
         flat[path.split("/", 1)[1]] = to_parameter(value, kind)
     assert error(layer.apply({"params": nested(flat)}, x, mask), case["hidden_out"]) < 4e-5
-
-
-def test_reference_position_resampling(load_reference):
-    arrays = load_reference("clip_text.npz")
-    cases = [k for k in arrays if k.startswith("pos.") and k.endswith(".in")]
-    for key in cases:
-        expected = arrays[key.removesuffix(".in") + ".out"]
-        np.testing.assert_allclose(resample_positions(arrays[key], len(expected)), expected, atol=1e-5)
-    assert cases
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])

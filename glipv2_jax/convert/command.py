@@ -11,7 +11,7 @@ from glipv2_jax.models.config import VARIANTS, model_config
 def main(argv=None):
     """Entry point. Exits with a message, and without a trace, for files and arguments that cannot work."""
     args = _parser().parse_args(argv)
-    from glipv2_jax.convert import convert, report     # late: --help should not wait for jax's helpers
+    from glipv2_jax.convert import convert, report  # late: --help should not wait for jax's helpers
     try:
         if args.to:
             _check_export(args)

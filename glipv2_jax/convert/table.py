@@ -4,7 +4,8 @@ A row holds two templates, `rpn.head.dyhead_tower.{conv}.offset` and `dyconv_{co
 number or a word on either side; most fields are written alike on both, the others say how they differ (`_FIELDS`).
 """
 import re
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 
 class _Field(NamedTuple):

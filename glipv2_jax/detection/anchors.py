@@ -32,11 +32,6 @@ def level_sizes(shapes):
     return tuple(rows * columns for rows, columns in shapes)
 
 
-def level_index(shapes):
-    """Level of each anchor. shapes: L pairs (rows, columns). Returns: [A] int32, 0 for P3."""
-    return np.repeat(np.arange(len(shapes), dtype=np.int32), level_sizes(shapes))
-
-
 def anchors(shapes, strides=STRIDES, sizes=SIZES):
     """Anchor boxes of all levels.
 

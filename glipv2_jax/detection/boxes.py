@@ -73,13 +73,3 @@ def clip(boxes, image_size):
     height, width = image_size[..., None, 0], image_size[..., None, 1]
     limit = jnp.stack([width, height, width, height], axis=-1) - PIXEL
     return jnp.clip(boxes, 0, limit)
-
-
-def xyxy_to_xywh(boxes, pixel=PIXEL):
-    """Corners to corner and size. boxes: [..., 4]; pixel: 0 for formats that store x2 − x1 (LVIS results)."""
-    return jnp.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2] + pixel], axis=-1)
-
-
-def xywh_to_xyxy(boxes, pixel=PIXEL):
-    """Corner and size to corners; a size under one pixel counts as one. boxes: [..., 4]; pixel as above."""
-    return jnp.concatenate([boxes[..., :2], boxes[..., :2] + jnp.maximum(boxes[..., 2:] - pixel, 0)], axis=-1)

@@ -52,11 +52,6 @@ def coco_ap(ground_truth, results, *, classes=None, iou_type="bbox"):
     return scores
 
 
-def format_ap(scores):
-    """One line for a log: "AP 0.505  AP50 0.697 …"; a number without ground truth is a dash."""
-    return "  ".join(f"{name} –" if scores[name] is None else f"{name} {scores[name]:.3f}" for name in _STATS)
-
-
 def ground_truth_from_source(source, indices=None):
     """COCO ground truth of the records of any detection source, for data sets that have no COCO file.
 

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from glipv2_jax.models.config import TextEncoderConfig
-from glipv2_jax.models.layers import Dense
+from glipv2_jax.models.layers import Dense, TextNorm
 from glipv2_jax.ops.einsum import einsum_float32
 
-LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-12, use_fast_variance=False)
 CLAMP = 50000.0
 
 
@@ -24,14 +23,15 @@ class Bert(nn.Module):
     def __call__(self, token_ids, token_mask, train=False):
         c = self.config
         if token_ids.shape[1] > c.max_positions:
-            raise ValueError(f"text of {token_ids.shape[1]} tokens, but the text encoder has {c.max_positions} positions")
+            raise ValueError(f"text of {token_ids.shape[1]} tokens, but the text encoder has {c.max_positions} "
+                             "positions")
 
         def embed(count, name, init=nn.initializers.normal(0.02)):
             return nn.Embed(count, c.width, dtype=self.dtype, embedding_init=init, name=name)
         x = embed(c.vocab_size, "word_embeddings")(token_ids)
         x = x + embed(c.max_positions, "position_embeddings", sinusoids)(jnp.arange(token_ids.shape[1]))
         x = x + embed(2, "token_type_embeddings")(jnp.zeros((), jnp.int32))
-        x = LayerNorm(dtype=self.dtype, name="norm")(x)
+        x = TextNorm(dtype=self.dtype, name="norm")(x)
         x = nn.Dropout(c.dropout, deterministic=not train)(x)
         layer = nn.remat(BertLayer, static_argnums=(3,)) if self.remat else BertLayer
         for i in range(c.num_layers):
@@ -63,11 +63,11 @@ class BertLayer(nn.Module):
         q, k, v = (dense(self.width, name=name)(x).reshape(heads) for name in ("query", "key", "value"))
         context = masked_attention(q, k, v, token_mask, clamp, dropout).reshape(x.shape)
         y = dropout(dense(self.width, name="out")(context))
-        x = LayerNorm(dtype=self.dtype, name="attention_norm")(x + y)
+        x = TextNorm(dtype=self.dtype, name="attention_norm")(x + y)
 
         y = clamp(nn.gelu(clamp(dense(self.mlp_dim, name="mlp_in")(x)), approximate=False))
         y = clamp(dropout(dense(self.width, name="mlp_out")(y)))
-        return clamp(LayerNorm(dtype=self.dtype, name="mlp_norm")(x + y))
+        return clamp(TextNorm(dtype=self.dtype, name="mlp_norm")(x + y))
 
 
 def sinusoids(key, shape, dtype=jnp.float32):

@@ -4,11 +4,10 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from glipv2_jax.models.bert import LayerNorm, masked_attention, sinusoids
+from glipv2_jax.models.bert import masked_attention, sinusoids
 from glipv2_jax.models.config import TextEncoderConfig
-from glipv2_jax.models.layers import Dense
+from glipv2_jax.models.layers import Dense, TextNorm
 
 
 class ClipText(nn.Module):
@@ -29,7 +28,7 @@ class ClipText(nn.Module):
         layer = nn.remat(ClipLayer, static_argnums=(3,)) if self.remat else ClipLayer
         for i in range(c.num_layers):
             x = layer(c.width, c.num_heads, c.mlp_dim, dtype=self.dtype, name=f"layer{i}")(x, token_mask, train)
-        return LayerNorm(dtype=self.dtype, name="final_norm")(x)
+        return TextNorm(dtype=self.dtype, name="final_norm")(x)
 
 
 class ClipLayer(nn.Module):
@@ -42,25 +41,9 @@ class ClipLayer(nn.Module):
     @nn.compact
     def __call__(self, x, token_mask, train=False):
         dense = functools.partial(Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02))
-        y = LayerNorm(dtype=self.dtype, name="attention_norm")(x)
+        y = TextNorm(dtype=self.dtype, name="attention_norm")(x)
         qkv = dense(3 * self.width, name="qkv")(y).reshape(*x.shape[:2], 3, self.num_heads, -1)
         y = masked_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], token_mask).reshape(x.shape)
         x = x + dense(self.width, name="out")(y)
-        y = dense(self.mlp_dim, name="mlp_in")(LayerNorm(dtype=self.dtype, name="mlp_norm")(x))
+        y = dense(self.mlp_dim, name="mlp_in")(TextNorm(dtype=self.dtype, name="mlp_norm")(x))
         return x + dense(self.width, name="mlp_out")(y * jax.nn.sigmoid(1.702 * y))
-
-
-def resample_positions(table, length):
-    """Linear resampling of a position table, half-pixel centres, ends clamped.
-
-    Args:
-      table: [P, D] array, such as CLIP's 77 positions.
-      length: new number of positions.
-    Returns: [length, D] float32.
-    """
-    table = np.asarray(table, np.float32)
-    x = np.clip((np.arange(length, dtype=np.float32) + 0.5) * (len(table) / length) - 0.5, 0, len(table) - 1)
-    low = np.floor(x).astype(int)
-    high = np.minimum(low + 1, len(table) - 1)
-    share = (x - low)[:, None].astype(np.float32)
-    return table[low] * (1 - share) + table[high] * share

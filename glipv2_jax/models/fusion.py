@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from glipv2_jax.models.bert import CLAMP
-from glipv2_jax.models.swin import LayerNorm
+from glipv2_jax.models.layers import LayerNorm
 from glipv2_jax.ops.einsum import einsum_float32 as einsum
 
 

@@ -5,9 +5,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from glipv2_jax.models.bert import CLAMP, LayerNorm
+from glipv2_jax.models.bert import CLAMP
 from glipv2_jax.models.dyhead import TORCH_DEFAULT
-from glipv2_jax.models.layers import Dense
+from glipv2_jax.models.layers import Dense, TextNorm
 from glipv2_jax.ops.einsum import einsum_float32
 
 # A region is a match with probability 1 % before training.
@@ -65,7 +65,7 @@ class MLMHead(nn.Module):
     def __call__(self, words):
         dense = functools.partial(Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02))
         x = nn.gelu(dense(words.shape[-1], name="transform")(words), approximate=False)
-        x = LayerNorm(dtype=self.dtype, name="norm")(x)
+        x = TextNorm(dtype=self.dtype, name="norm")(x)
         return dense(self.vocab_size, name="decoder")(x).astype(jnp.float32)
 
 

@@ -1,5 +1,12 @@
 """Layers that several parts share."""
+import functools
+
 import flax.linen as nn
+
+# The fast variance (mean of squares minus square of mean) loses digits that parity needs. The text side has
+# an epsilon of its own.
+LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
+TextNorm = functools.partial(nn.LayerNorm, epsilon=1e-12, use_fast_variance=False)
 
 
 class Dense(nn.Dense):

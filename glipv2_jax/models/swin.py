@@ -1,18 +1,13 @@
 """Swin Transformer v1 as GLIP builds it, and its CoSwin form. NHWC. Source: GLIP backbone/swint.py, swint_v2.py."""
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from glipv2_jax.models.config import ImageEncoderConfig
-from glipv2_jax.models.layers import Dense
+from glipv2_jax.models.layers import Dense, LayerNorm
 from glipv2_jax.models.regularization import drop_path
 from glipv2_jax.ops.einsum import einsum_float32
-
-# The fast variance (mean of squares minus square of mean) loses digits that parity needs.
-LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
 
 
 class Swin(nn.Module):
