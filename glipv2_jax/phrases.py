@@ -61,8 +61,7 @@ def noun_phrases(caption: str) -> list[tuple[int, int]]:
 
 def _without_picture(text, tags, begin, end):
     """The phrase after a leading "a photo of"; an empty one for the "a photo" of "a photo showing …"."""
-    if any(tag in "DMJN" for tag in tags[:begin]) or "V" in tags[:begin] and "there" not in text[:begin] \
-            and text[:1] not in (["this"], ["here"], ["it"]):
+    if not words.INTRODUCTIONS.issuperset(text[:begin]):
         return begin, end
     of = tags.find("O", begin, end)
     head = of if of >= 0 else end
@@ -146,7 +145,7 @@ class _Sentence:
         return self._before() in "DM" and self.text[len(self.done) - 1] in words.STANDALONE_MANY
 
     def auxiliary(self, i):
-        return "V"
+        return "N" if self.text[i] == "can" and self._before() in "DMJ" else "V"
 
     def plain_verb(self, i):
         before = self._before()
@@ -166,7 +165,7 @@ class _Sentence:
             return "V"
         if before == "X" or self._after_many() and self._next(i) in "PR.,C":
             return "V"
-        if before in "NR" and not self.has_verb and self._after_plural() or before == "W" and not self.has_verb:
+        if before in "NR" and not self.has_verb and self._after_plural() and self._next(i) not in "gNJ" or before == "W" and not self.has_verb:
             return "V"
         if before == "C" and self.has_verb and self._next(i) in "DPXRht":
             return "V"
@@ -177,11 +176,13 @@ class _Sentence:
         if before == "X" or self._after_one() and following not in "As":
             return "V"
         if before == "," and not self.has_verb and "N" in self.done:
-            return "V" if following in "DPRht" else "N"
+            return "V" if following in "DPRLht" else "N"
         if before in "CR," and self.has_verb:
             return "V" if following in "DPXRhtNn" else "N"
         if before == "R":
             return "V"
+        if before == "J" and self.done[-2:-1] == "D" and self.text[i - 1] in words.NOWHERE:
+            return "V"                          # "the man on the left holds"
         if before in "JW":
             return "V" if before == "W" and not self.has_verb else "N"
         if before != "N" or self.has_verb or following in "As":
@@ -215,6 +216,9 @@ class _Sentence:
         before, nominal = self._before(), self._next_is_nominal(i)
         if before == "N":
             return "K" if nominal and self.text[i] in words.COMPOUND_PARTICIPLES else "V"
+        done = self.done.rstrip("R")
+        if done.endswith("X") or done and self.maybe[len(done) - 1] == "A":
+            return "V"
         return "J" if nominal else "V"
 
     def adjective(self, i):
@@ -227,6 +231,8 @@ class _Sentence:
             if start and self.text[start - 1] in ("in", "wearing", "wears"):
                 self.done = self.done[:start] + self.done[start:].replace("J", "W")
                 return "W"
+        if self.text[i] in words.NOUNS_AS_ADJECTIVES and self._before() == "N" and following not in "NJBeC":
+            return "N"
         if self.text[i] in words.PEOPLE and (following not in "NJBneC" and not (following == "Z" and self.has_verb) and (
                 following != "g" or self.text[i + 1] in words.VERBAL)):
             return "N"
@@ -287,7 +293,7 @@ class _Sentence:
         last, begin = start - 1, start
         while begin and self.done[begin - 1] in "DMJNKS":
             begin -= 1
-        if begin > 1 and self.done[begin - 1] == "C" and self.done[begin - 2] in "NJ":
+        if begin > 1 and self.done[begin - 1] == "C" and self.done[begin - 2] in "NJ" and set("DM") & set(self.done):
             return True
         return _is_plural(self.text[last]) and self.text[begin] not in ("a", "an", "one", "another")
 
