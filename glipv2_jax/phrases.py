@@ -8,8 +8,11 @@ speech from the lists, its ending and its neighbours, and a regular expression o
 phrases. The conventions are those of Flickr30k Entities: determiner, number, adjectives and nouns, an owner
 ("a man's hat") and a complement with "of" ("a group of people") belong to the phrase; pronouns are none.
 
-English only. A verb that is also a noun is told apart by its neighbours alone, so some are missed
-("the fruit stands"); a word in no list is a noun.
+English only, and written for captions. A verb that is also a noun is told apart by its neighbours alone, so
+"the fruit stands" are torn apart, and a word in no list is a noun, verbs among them. On 2,500 captions of
+Flickr30k Entities that no rule was written for, 93.6 % of the phrases found are annotated with exactly these
+characters and 91.5 % of those annotated are found (`pytest tests/test_phrases.py -s -k flickr`; 2026-11-24);
+of the others, most end elsewhere or are such as "something" and "the background", left out on purpose.
 """
 import functools
 import re
@@ -21,8 +24,9 @@ _LETTER = r"(?:[^\W_]|[\u0300-\u036f])"
 _TOKEN = re.compile(
     rf"['’](?:s|re|ll|ve|d|m|t)(?!{_LETTER})|{_LETTER}+(?:[-‐‑–./_]{_LETTER}+)*|\S", re.IGNORECASE)
 
-# D determiner, M number, J adjective, N noun, K participle between nouns, S possessive, O "of", R adverb,
-# W colour that is worn, C "and", the comma, V verb, P preposition, X pronoun, L start of a clause, "." anything else.
+# D determiner, M number, J adjective, N noun, K participle between nouns, W colour that is worn,
+# S possessive, O "of", R adverb, C "and", the comma, V verb, P preposition, X pronoun, L start of a clause,
+# "." the rest.
 _ADJECTIVES = "R?J(?:,?C?R?J)*"
 _HEADED = f"(?:{_ADJECTIVES})?N+(?:KN+)*"
 _SIMPLE = f"(?:W(?:,?C?W)*|[DM]*{_HEADED}|D+M?{_ADJECTIVES}|D*M)(?:SM?{_HEADED})*"
@@ -32,7 +36,8 @@ _PHRASE = re.compile(f"{_SIMPLE}(?:O{_SIMPLE})*")
 # b, s: plain and -s form of a verb; B, Z: the same, also nouns; g, e: words in -ing and -ed; A auxiliary;
 # h, t: "her", "that"; n: noun or adverb; ': "'s" or an apostrophe.
 _MAY_BE_NOMINAL = frozenset("NJBZegn")
-_ADJECTIVE_ENDINGS = ("ful", "less", "ous", "ish", "able", "ible", "-old", "-style", "-size", "-like", "-sleeve", "-length")
+_ADJECTIVE_ENDINGS = ("ful", "less", "ous", "ish", "able", "ible")
+_DESCRIBING_PARTS = words.COLOURS | {"old", "style", "size", "like", "sleeve", "length", "full", "free"}
 
 
 def noun_phrases(caption: str) -> list[tuple[int, int]]:
@@ -107,12 +112,11 @@ class _Sentence:
         for i, kind in enumerate(self.maybe):
             settle = _SETTLERS.get(kind)
             tag = settle(self, i) if settle else kind
-            if tag == "L" or tag == "X" and self.text[i] in ("who", "which", "that") or tag == "C" and self._next(i) in "DM":
-                self.has_verb = False
-            elif kind == "A" or tag == "V" and kind in "bsBZ":
+            if (tag == "L" or tag == "X" and self.text[i] in ("who", "which", "that")
+                    or tag == "C" and self._subject_follows(i) or self.text[i] in (".", "!", "?", ";")):
+                self.has_verb = False           # a new clause
+            elif kind == "A" or tag == "V" and kind in "bsBZN":
                 self.has_verb = True
-            elif tag == "." and self.text[i] in ".!?;":
-                self.has_verb = False
             self.done += tag
         return self.done.replace("L", "P")
 
@@ -125,16 +129,23 @@ class _Sentence:
     def _next_is_nominal(self, i):
         return self._next(i) in _MAY_BE_NOMINAL
 
+    def _subject_follows(self, i):
+        """After "and": "a dog", or "people watch"."""
+        return self._next(i) in "DM" or (
+            self._next(i) == "N" and _is_plural(self.text[i + 1]) and self._next(i, 2) in "ABbs")
+
     def _phrase_start(self):
         """Where the noun phrase that ends just before this word begins."""
-        start = len(self.done)
-        while start and self.done[start - 1] in "DMJNKS":
-            start -= 1
-        return start
+        return len(self.done.rstrip("DMJNKS"))
 
-    def _after_auxiliary(self, i):
+    def _after_auxiliary(self):
         last = len(self.done.rstrip("R")) - 1
-        return last >= 0 and self.maybe[last] == "A" or i and self.text[i - 1] in words.MODALS
+        return last >= 0 and self.maybe[last] == "A" or self._after_modal()
+
+    def _after_modal(self):
+        """After "to" or "can", adverbs apart; not after the "to" of "next to"."""
+        last = len(self.done.rstrip("R")) - 1
+        return last >= 0 and self.text[last] in words.MODALS and self.text[last - 1] not in ("next", "close")
 
     def _after_one(self):
         """After a determiner that stands for one thing by itself: "another watches", "the other jumps"."""
@@ -151,7 +162,7 @@ class _Sentence:
         before = self._before()
         if before in "DSJM":
             return "V" if self._after_many() else "N"
-        return "N" if before == "P" and self.text[i - 1] not in words.MODALS else "V"
+        return "N" if before == "P" and not self._after_modal() else "V"
 
     def third_person(self, i):
         before = self._before()
@@ -161,11 +172,12 @@ class _Sentence:
 
     def plain_verb_or_noun(self, i):
         before = self._before()
-        if i and self.text[i - 1] in words.MODALS and (i < 2 or self.text[i - 2] not in ("next", "close")):
+        if self._after_modal() or before == "X" or self._after_many() and self._next(i) in "PR.,C":
             return "V"
-        if before == "X" or self._after_many() and self._next(i) in "PR.,C":
-            return "V"
-        if before in "NR" and not self.has_verb and self._after_plural() and self._next(i) not in "gNJ" or before == "W" and not self.has_verb:
+        # "people watch birds", "two boys ride horses", but "sports shoes".
+        bare = not set("DM") & set(self.done[self._phrase_start():]) and self.text[i - 1] not in words.PLURALS
+        several = before in "NR" and self._after_plural() and not (bare and self._next(i) in "gNJ")
+        if not self.has_verb and (several or before == "W"):
             return "V"
         if before == "C" and self.has_verb and self._next(i) in "DPXRht":
             return "V"
@@ -206,8 +218,8 @@ class _Sentence:
             return "J" if nominal else "V" if self._after_one() or self._after_many() else "N"
         if before == "J" or before == "C" and self._before(2) == "J":
             return "J" if nominal else "V"
-        if before != "N" and not self._after_auxiliary(i) and nominal and (word in words.PURPOSES and self._next(i) in "NBZ"
-                                          or word in words.PARTICIPLES):
+        describes = word in words.PARTICIPLES or word in words.PURPOSES and self._next(i) in "NBZ"
+        if before != "N" and nominal and describes and not self._after_auxiliary():
             return "J"
         return "V"
 
@@ -222,20 +234,22 @@ class _Sentence:
         return "J" if nominal else "V"
 
     def adjective(self, i):
-        following = self._next(i)
-        nominal = self._next_is_nominal(i) and not (following == "Z" and not self.has_verb) and not (
-            following == "g" and self._next(i, 2) in "DhPX.")
-        if self.text[i] in words.COLOURS and not nominal and (following != "C" or self._next(i, 2) not in "JNe"):
+        word, following = self.text[i], self._next(i)
+        third_person = following == "Z" and not self.has_verb
+        verb_follows = third_person or following == "g" and self._next(i, 2) in "DhPX."
+        alone = not self._next_is_nominal(i) or verb_follows
+        if word in words.COLOURS and alone and (following not in "C," or self._next(i, 2) not in "JNe"):
             # "in red", "wearing black and white": the colours are what is worn.
             start = len(self.done.rstrip("JC,"))
             if start and self.text[start - 1] in ("in", "wearing", "wears"):
                 self.done = self.done[:start] + self.done[start:].replace("J", "W")
                 return "W"
-        if self.text[i] in words.NOUNS_AS_ADJECTIVES and self._before() == "N" and following not in "NJBeC":
+        if word in words.NOUNS_AS_ADJECTIVES and self._before() == "N" and following not in "NJBe":
             return "N"
-        if self.text[i] in words.PEOPLE and (following not in "NJBneC" and not (following == "Z" and self.has_verb) and (
-                following != "g" or self.text[i + 1] in words.VERBAL)):
-            return "N"
+        if word in words.PEOPLE and following not in "NJBneC":
+            # "male wearing a hat"; "male dancing partner" is the other case.
+            verb_follows = third_person or following == "g" and self.text[i + 1] in words.VERBAL
+            return "N" if verb_follows or following not in "gZ" else "J"
         return "J"
 
     def preposition(self, i):
@@ -253,25 +267,25 @@ class _Sentence:
     def apostrophe(self, i):
         if self._before() not in "NJM":
             return "V"
-        ends_plural = i and self.text[i] != "'" or i and self.text[i - 1].endswith("s")
         owned = self._next(i) in "NJBZenM" or self._next(i) == "g" and self._next(i, 2) in "NBZ"
-        open_quote = self.text[i] == "'" and self.text[:i].count("'") % 2
-        return "S" if ends_plural and owned and not open_quote else "."
+        if self.text[i] == "'":                 # "the boys' toys", unless it ends a quotation
+            owned = owned and self.text[i - 1].endswith("s") and not self.text[:i].count("'") % 2
+        return "S" if owned else "."
 
     def number(self, i):
         # "bus 42", but "two dogs 2 cats" is a list without commas.
-        return "N" if self.text[i].isdigit() and self._before() == "N" and not self._next_is_nominal(i) else "M"
+        names = self.text[i].isdigit() and self._before() == "N" and not self._next_is_nominal(i)
+        return "N" if names else "M"
 
     def noun(self, i):
         """A word in no list. Phrases do not abut, so before a determiner it may be the verb between two."""
         word = self.text[i]
-        if word in words.NOUNS_IN_ING and self._before() != "D" and self._after_auxiliary(i):
+        if word in words.NOUNS_IN_ING and self._before() != "D" and self._after_auxiliary():
             return "V"                          # "is writing", but "is a building"
         if self._before() == "N" and _is_plural(word) and not self.has_verb and self._next(i) in "DhMXPR.":
             # "An old gentleman pauses": no plural goes with "a".
             first = self.text[self._phrase_start()]
             if first in ("a", "an", "one", "another") and not _is_plural(self.text[i - 1]):
-                self.has_verb = True
                 return "V"
         if self._before() != "N" or self._next(i) not in "DhMX":
             return "N"
@@ -281,28 +295,27 @@ class _Sentence:
             return "N"
         plural = _is_plural(word)
         if plural != self._after_plural() and (plural or self._next(i) != "M"):
-            self.has_verb = True
             return "V"
         return "N"
 
     def _after_plural(self):
         """The noun before this word, adverbs apart, is several: "dogs", "a boy and a girl"."""
-        start = len(self.done.rstrip("R"))
-        if not self.done[:start].endswith("N"):
+        done = self.done.rstrip("R")
+        if not done.endswith("N"):
             return False
-        last, begin = start - 1, start
-        while begin and self.done[begin - 1] in "DMJNKS":
-            begin -= 1
-        if begin > 1 and self.done[begin - 1] == "C" and self.done[begin - 2] in "NJ" and set("DM") & set(self.done):
+        begin = len(done.rstrip("DMJNKS"))
+        # Without an article "traffic light and stop sign" is a list of names and has no verb.
+        if done[:begin].endswith(("NC", "JC")) and set("DM") & set(done):
             return True
-        return _is_plural(self.text[last]) and self.text[begin] not in ("a", "an", "one", "another")
+        return _is_plural(self.text[len(done) - 1]) and self.text[begin] not in ("a", "an", "one", "another")
 
 
 _SETTLERS = {
     "A": _Sentence.auxiliary, "b": _Sentence.plain_verb, "s": _Sentence.third_person,
     "B": _Sentence.plain_verb_or_noun, "Z": _Sentence.third_person_or_noun, "g": _Sentence.participle,
     "e": _Sentence.past, "J": _Sentence.adjective, "h": _Sentence.her, "t": _Sentence.that,
-    "n": _Sentence.noun_or_adverb, "P": _Sentence.preposition, "N": _Sentence.noun, "'": _Sentence.apostrophe, "M": _Sentence.number,
+    "N": _Sentence.noun, "n": _Sentence.noun_or_adverb, "P": _Sentence.preposition,
+    "'": _Sentence.apostrophe, "M": _Sentence.number,
 }
 
 
@@ -320,10 +333,10 @@ def _lookup(word):
         return "."
     if word[0].isdigit():
         return "M" if not word[-1].isalpha() else "J" if word.endswith(("th", "st", "nd", "rd")) else "N"
-    stem, hyphen, last = word.rpartition("-")
+    _, hyphen, last = word.rpartition("-")
     if hyphen and last:
         # "short-haired", "good-looking", "dark-blue", "five-year-old": described by their last part.
-        return "J" if last.endswith(("ed", "ing")) or _lookup(last) == "J" else "N"
+        return "J" if last.endswith(("ed", "ing")) or last in _DESCRIBING_PARTS else "N"
     if word.endswith("ing") and len(word) > 4:
         return "g"
     if word.endswith("ed") and len(word) > 3:
@@ -354,8 +367,8 @@ def _index(idioms):
 _IDIOMS = _index(words.IDIOMS)
 # The first list that has the word decides.
 _LISTS = (
-    (frozenset(["'s", "'"]), "'"), (frozenset(["'re", "'ll", "'ve", "'d", "'m"]), "A"), (frozenset(["'t"]), "R"),
-    (frozenset([","]), ","), (frozenset(["of"]), "O"), (frozenset(["her"]), "h"), (frozenset(["that"]), "t"),
+    (frozenset(["'s", "'"]), "'"), (frozenset(["'re", "'ll", "'ve", "'d", "'m"]), "A"), ({"'t"}, "R"),
+    ({","}, ","), ({"of"}, "O"), ({"her"}, "h"), ({"that"}, "t"),
     (words.DETERMINERS, "D"), (words.NUMBERS, "M"), (words.PRONOUNS, "X"), (words.PREPOSITIONS, "P"),
     (words.CLAUSES, "L"), (words.CONJUNCTIONS, "C"), (words.AUXILIARIES, "A"),
     (words.COLOURS | words.ADJECTIVES | words.LY_ADJECTIVES, "J"), (words.ADVERBS, "R"),

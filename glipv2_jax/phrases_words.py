@@ -96,7 +96,7 @@ NOUNS_IN_ING = _words("""
     building buildings clothing railing ceiling painting wedding evening morning ring string swing wing
     king sling spring thing sibling duckling pudding lightning awning scaffolding bedding flooring
     earring setting opening clearing crossing crosswalk drawing meeting lettering netting icing frosting
-    stocking stuffing dressing something anything everything nothing siding rigging gathering landing
+    stocking stuffing dressing siding rigging gathering landing
     outing offspring viking darling seedling sterling inning peking beijing fencing lighting parking
     marking carving ping sting ling bling wiring shelving being beings writing seating plumbing""")
 # Before a noun these name its purpose even without a determiner: "with fishing poles".
@@ -126,31 +126,31 @@ VERBS = _words("""
     assist attach attempt attend await bathe become begin belong bicker blend blow brace breathe bring
     browse build buy calm capture carve celebrate choke choose clap clear cling clutch collect come
     comfort communicate compare compete complete concentrate conduct confront connect consider consist
-    consult contain contemplate continue converse cradle create crochet cruise cuddle curl cut- dangle
+    consult contain contemplate continue converse cradle create crochet cruise cuddle curl dangle
     decide decorate deliver demonstrate depict descend describe die dip direct discover discuss disembark
-    dismount distribute dodge drape dribble drill-into drip drool eat educate embrace emerge empty
-    encourage engage enjoy ensure enter entertain erect escape evaluate examine exchange exercise-on
+    dismount distribute dodge drape dribble drip drool eat educate embrace emerge empty
+    encourage engage enjoy ensure enter entertain erect escape evaluate examine exchange 
     explain explore express extend extinguish fade fasten feature feed fill find flap flee flirt follow
-    freeze frolic gallop gather get giggle give glide go grab greet grin guide hammer-at handle hang
+    freeze frolic gallop gather get giggle give glide go grab greet grin guide handle hang
     happen harvest hear help hitch hover huddle hunch hurdle hurl illuminate imagine imitate include
     indicate inflate inhale insert inspect install instruct interact introduce investigate involve itch
-    join keep kneel knit know lay lean learn let lie like-to listen live lock love lower lurk maintain
+    join keep kneel knit know lay lean learn let lie listen live lock love lower lurk maintain
     make manage maneuver manipulate marvel meditate meet mend mingle monitor mourn mow munch narrate
     navigate need negotiate nibble nod observe obtain occur operate oppose outrun overlook own
-    participate peddle peer perch persuade pick pluck poke polish ponder pop possess pray preach preform
+    participate peddle peer perch persuade pick pluck poke polish ponder pop possess pray preach 
     prepare pretend prevent proceed produce prop propel propose protect prove provide purchase pursue put
     quarrel quilt raise rappel reach react read receive recite recline reflect refuse rehearse relate
     relax relish rely remain remember remind remove represent rescue resemble respond restock restrain
-    retrieve reveal rinse roam roast salute saw-at say scale scan scatter scoop scrape scratch scrub
+    retrieve reveal rinse roam roast salute say scale scan scatter scoop scrape scratch scrub
     sculpt scurry secure see seek seem select sell send separate settle shake shatter shear shine shred
-    shuffle sift sing sink sit sketch-in skid skim skip slam slap slurp smash snap sneak sniff snooze
+    shuffle sift sing sink sit skid skim skip slam slap slurp smash snap sneak sniff snooze
     snorkel snuggle soak soar socialize solve speak spell spend spit sprawl spread sprinkle squeeze
-    squint stage-dive startle stay steady steer stir stoop strain stumble submerge suck suggest sunbathe
+    squint startle stay steady steer stir stoop strain stumble submerge suck suggest sunbathe
     supervise surprise surround survey suspend swallow swarm swat sway swerve swoop take taunt teach
-    tease tell tend thank think thread through thrust tighten tilt tiptoe trail-behind transport traverse
+    tease tell tend thank think thread thrust tighten tilt tiptoe transport traverse
     trim trudge try tumble twirl undergo understand unfold unload unravel unwrap use utilize vault
     venture vie wade wag wander want warn wear weed weigh weld whistle whittle wield wiggle wipe wonder
-    work-out worship write yank yell zoom""")
+     worship write yank yell zoom""")
 # Plain forms that are as often the name of a thing or an act: only the words around them tell.
 VERBS_OR_NOUNS = _words("""
     balance bargain bark battle beat bend bike bite block bounce bow bowl break brush buck burn call camp
@@ -182,7 +182,7 @@ PLURALS_FIRST = _words("""
 VERBAL = _words("""
     wearing holding carrying using doing having getting taking making putting watching pulling pushing
     being giving eating showing pointing throwing trying catching kicking hitting enjoying facing
-    surrounded preparing performing touching reading building talking sitting staring listening""")
+    preparing performing touching reading building talking sitting staring listening""")
 # Adjectives that name a person where no noun follows.
 PEOPLE = _words("male female adult blond blonde brunette teen caucasian african-american asian")
 IRREGULAR_PASTS = _words("""
@@ -193,30 +193,29 @@ IRREGULAR_PASTS = _words("""
     shook shot sought spent split stole swept taught thought wept won blew blown drew drawn bitten beaten
     forgotten fallen frozen stolen chosen woven sewn hewn risen sunken shaven unshaven""")
 PLURALS = _words("""
-    men women children people police folk youth fishermen policemen firemen cattle sheep geese""")
+    men women children people others police folk youth fishermen policemen firemen cattle sheep geese""")
 
 # In a place of the picture, not things in it; no box fits them.
 NOWHERE = _words("""
     left right background foreground distance front rear backdrop midair air mid-air way time moment same
     while opposite ahead fun lot bit center""")
 PICTURES = _words("""
-    photo photograph picture image view shot close-up closeup painting drawing snapshot scene pic""")
+    photo photograph picture image view shot close-up closeup snapshot pic""")
 # What may stand before "a photo of" at the start of a caption.
 INTRODUCTIONS = _words("this that it is 's there here we see i in a an the , : from")
 SHOWING = _words("of showing shows depicting depicts featuring")
 
-# Words that belong together, and their tags (the letters are those of `phrases`).
-IDIOMS = {tuple(words.split()): tags for words, tags in {
-    "in front of": "PPP", "on top of": "PPP", "out of": "PP", "off of": "PP", "outside of": "PP",
-    "inside of": "PP", "because of": "PP", "instead of": "PP", "ahead of": "PP", "left of": "PP",
-    "right of": "PP", "next to": "PP", "close to": "PP", "up close": "PR", "each other": "XX",
-    "one another": "XX", "such as": "PP", "as well as": "RRP", "as well": "RR", "in between": "PP",
-    "at the same time": "RRRR", "in order to": "PPP", "at least": "RR", "at all": "RR", "all over": "PP",
-    "all around": "PP", "along with": "PP", "of course": "RR", "by side": "RR",
-    "side by": "RP", "at night": "RR", "in a row": "RRR", "at work": "RR", "for fun": "RR", "in unison": "RR",
-    "in order": "RR", "a lot": "RR", "no one": "XX", "each of": "XP",
-    "in motion": "RR", "so that": "RX", "full of": "VP", "made of": "VP", "a lot of": "DNO", "for sale": "RR",
-    "due to": "PP", "according to": "PP", "close up": "NN", "hand in hand": "RRR", "upside down": "RR",
-    "in action": "RR", "on display": "RR", "on the other": "PDJ", "of all": "OD", "kind of": "NO",
-    "at once": "RR", "in progress": "RR", "for example": "RR", "in general": "RR",
-}.items()}
+# Words that belong together, and the letters of `phrases` for them.
+IDIOMS = {tuple(words.split()): tags for tags, idioms in {
+    "PPP": "in front of, on top of, in order to",
+    "PP": "out of, off of, outside of, inside of, because of, instead of, ahead of, left of, right of, "
+          "next to, close to, such as, in between, all over, all around, along with, due to, according to",
+    "XX": "each other, one another, no one",
+    "RRRR": "at the same time",
+    "RRR": "in a row, hand in hand",
+    "RR": "as well, at least, at all, of course, by side, at night, at work, for fun, in unison, in order, "
+          "a lot, in motion, for sale, upside down, in action, on display, at once, in progress, for example",
+    "RRP": "as well as", "RP": "side by", "PR": "up close", "XP": "each of", "RX": "so that",
+    "VP": "full of, made of", "DNO": "a lot of", "NN": "close up", "PDJ": "on the other", "OD": "of all",
+    "NO": "kind of",
+}.items() for words in idioms.split(", ")}
