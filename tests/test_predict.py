@@ -1,5 +1,6 @@
 """Detector: the reference's detections, labels that stay with their names, boxes that return to the photograph."""
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 from PIL import Image
 
 from configs import common
+from glipv2_jax.convert.convert import convert
+from glipv2_jax.convert.torch_file import write_torch
 from glipv2_jax.detection.boxes import iou_matrix
 from glipv2_jax.models.config import model_config
 from glipv2_jax.models.glipv2 import GLIPv2
@@ -62,12 +65,18 @@ def _reference_runs():
 
 
 @pytest.mark.parametrize("case", list(_reference_runs()))
-def test_reference_detections_through_the_detector(case, tokenizer):
-    model, params = reference_models.model_and_params(str(REFERENCE), case.name)
-    settings = common.get_config().eval
-    settings.short_side = 0                       # the fixtures' pictures have the size that is fed
-    detector = Detector(model, params, tokenizer, settings)
-    pictures, sizes, ids, mask = reference_models.inputs(REFERENCE, case)
+def test_converted_weights_give_the_reference_detections(case, tmp_path):
+    """A checkpoint file in the reference's layout, converted without torch, through the public interface."""
+    manifest = json.loads((REFERENCE / f"manifest_{case.meta['model']}.json").read_text())
+    config = reference_models.infer_config(manifest, case.meta)
+    state = reference_models.recipe(REFERENCE).make_all(manifest, case.meta["case_seed"])
+    write_torch(tmp_path / "glip.pth", {"model": {f"module.{key.removeprefix('module.')}": value
+                                                  for key, value in state.items()}})
+    convert([tmp_path / "glip.pth"], "glip_t", tmp_path / "weights",
+            overrides=json.loads(json.dumps(dataclasses.asdict(config))))
+    detector = Detector.from_pretrained(tmp_path / "weights")
+    detector._settings.short_side = 0             # the fixtures' pictures have the size that is fed
+    pictures, sizes, _, _ = reference_models.inputs(REFERENCE, case)
     images = [picture[:h, :w] for picture, (h, w) in zip(pictures, sizes)]
     if "names" in case.run_meta:
         found = detector.detect(images, case.run_meta["names"], threshold=0, exact_canvas=True)
