@@ -16,7 +16,7 @@ import pytest
 
 from glipv2_jax import phrases_words
 from glipv2_jax.phrases import noun_phrases
-from input_pipeline.scenes_language import Thing, make_caption
+from input_pipeline.scenes import Scenes
 from tests.conftest import REPOSITORY
 
 CASES = {
@@ -129,20 +129,14 @@ def test_idioms_have_a_letter_for_each_word():
 
 
 def test_captions_of_scenes():
-    """Every phrase of the built-in captions, whose spans are exact; beside them only where it all is."""
-    rng = np.random.default_rng(0)
-    for _ in range(300):
-        count = rng.integers(1, 7)
-        things = [Thing(*(str(rng.choice(choice)) for choice in (
-            ["star", "circle", "cross", "dog", "teddy bear"], ["small", "medium", "large"],
-            ["red", "blue", "orange", "black"], ["plain", "striped", "dotted", "checkered"])))
-            for _ in range(count)]
-        corners = rng.uniform(0, 80, [count, 2])
-        boxes = np.concatenate([corners, corners + 20], axis=1)
-        caption, spans = make_caption(rng, things, boxes, ending="a wooden table")
-        found = noun_phrases(caption)
-        assert found[-1] == (len(caption) - len("a wooden table"), len(caption))
-        assert set(found[:-1]) == set(spans.values()), caption
+    """Every phrase of the built-in captions, whose spans are exact."""
+    source = Scenes(num_examples=300, task="caption")
+    missed = []
+    for index in range(len(source)):
+        record = source[index]
+        caption, true = record["caption"], {tuple(span) for spans in record["spans"] for span in spans}
+        missed += [(caption, caption[b:e]) for b, e in true - set(noun_phrases(caption))]
+    assert missed == []
 
 
 PRONOUNS = frozenset((
