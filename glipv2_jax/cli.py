@@ -31,7 +31,7 @@ COMMANDS = {
     "detect": (_detect, "boxes of named classes: PHOTO… \"a cat. a dog.\""),
     "ground": (_ground, "boxes of a caption's phrases: PHOTO… \"a cat on a red chair\""),
     "train": (_train, "train, resume or evaluate a config: --config=… --workdir=… [--mode=evaluate]"),
-    "convert": (_convert, "weights of GLIP, BERT or Swin into a checkpoint, and back: FILE… --model=NAME --output=DIR"),
+    "convert": (_convert, "GLIP, BERT or Swin weights into a checkpoint, and back: FILE… --model= --output="),
     "models": (_models, "the named models with their parameter counts"),
 }
 

@@ -2,6 +2,7 @@
 import dataclasses
 import functools
 import json
+import re
 import sys
 
 import jax
@@ -14,20 +15,20 @@ from glipv2_jax.convert import names
 from glipv2_jax.convert.command import main
 from glipv2_jax.convert.report import check_names
 from glipv2_jax.convert.torch_file import TorchFile, write_torch
-from glipv2_jax.models.config import VARIANTS, config_from_dict, model_config
 from glipv2_jax.models import describe
+from glipv2_jax.models.config import VARIANTS, config_from_dict, model_config
 from tests.reference_models import infer_config
 
 # Small enough for a file of two megabytes; the names are those of GLIP-T.
 TINY = {"image_encoder": {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window": 2},
         "text_encoder": {"vocab_size": 7, "width": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16,
                          "max_positions": 8},
-        "channels": 16, "num_blocks": 2, "fusion_dim": 16, "fusion_heads": 2, "text_mlp_dim": 16, "text_heads": 2,
-        "num_class_logits": 3}
+        "channels": 16, "num_blocks": 2, "fusion_dim": 16, "fusion_heads": 2, "text_mlp_dim": 16,
+        "text_heads": 2,        "num_class_logits": 3}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat", "dog"]
 
 
-parameter_shapes = functools.lru_cache(describe.parameter_shapes)       # a trace of the whole model, seconds each
+parameter_shapes = functools.lru_cache(describe.parameter_shapes)       # each traces a whole model
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +45,7 @@ def tiny_manifest(variant="glip_t"):
 
 @pytest.fixture
 def recipe_state(reference_weights):
-    """Function of a variant: the tiny model's state_dict, made by the recipe, with the buffers and `position_ids`."""
+    """Function of a variant: the tiny model's state_dict of the recipe, with the buffers and position_ids."""
     def make(variant="glip_t", seed=3):
         state = {key: value for key, shape in tiny_manifest(variant).items()
                  if (value := reference_weights.make(key, shape, seed)) is not None}
@@ -62,8 +63,8 @@ def convert(tmp_path):
     (tmp_path / "words.txt").write_text("\n".join(WORDS) + "\n")
 
     def run(*files, model="glip_t", output="out", options=()):
-        main([*map(str, files), f"--model={model}", f"--output={tmp_path / output}", f"--overrides={json.dumps(TINY)}",
-              f"--vocabulary={tmp_path / 'words.txt'}", *options])
+        main([*map(str, files), f"--model={model}", f"--output={tmp_path / output}",
+              f"--overrides={json.dumps(TINY)}", f"--vocabulary={tmp_path / 'words.txt'}", *options])
         return tmp_path / output
     return run
 
@@ -74,7 +75,8 @@ def with_prefix(state):
 
 def layouts(state):
     """The four forms a checkpoint comes in."""
-    moments = {i: {"step": 7, "exp_avg": value, "exp_avg_sq": value * 2} for i, value in enumerate(state.values())}
+    moments = {i: {"step": 7, "exp_avg": value, "exp_avg_sq": value * 2}
+               for i, value in enumerate(state.values())}
     group = {"lr": 1e-4, "betas": [0.9, 0.999], "params": list(range(len(state)))}
     return {
         "bare": state,
@@ -82,8 +84,9 @@ def layouts(state):
         "module": {"model": with_prefix(state)},
         "training": {"model": with_prefix(state), "optimizer": {"state": moments, "param_groups": [group]},
                      "scheduler": {"milestones": [4, 9], "last_epoch": 3}, "iteration": 3,
-                     "model_ema": with_prefix({key: value if value.dtype.kind == "i" else value + np.float32(1)
-                                               for key, value in state.items()}),
+                     "model_ema": with_prefix({
+                         key: value if value.dtype.kind == "i" else value + np.float32(1)
+                         for key, value in state.items()}),
                      "surprise": [1, 2]},
     }
 
@@ -91,7 +94,8 @@ def layouts(state):
 def loaded(directory, ema=False):
     config = config_from_dict(read_about(directory)["model"])
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), parameter_shapes(config))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+                            parameter_shapes(config))
     return load_params(directory, abstract, ema=ema), config
 
 
@@ -149,7 +153,7 @@ def test_layouts_convert_and_come_back_bit_for_bit(layout, recipe_state, convert
 
 
 def test_recipe_of_the_reference_model_converts(load_reference, reference_weights, tmp_path):
-    """The stored tiny model: its keys are all there again in what is written back, with the values of the recipe."""
+    """The stored tiny model: what is written back has all its keys, with the recipe's values."""
     manifest = load_reference("manifest_tiny_train.json")
     config = infer_config(manifest, load_reference("tiny_train.json"))
     state = reference_weights.make_all(manifest, 11)
@@ -190,10 +194,11 @@ def test_training_heads_are_taken_or_listed(recipe_state, convert, tmp_path):
     assert set(manifest["unused"]) == {key for key in state if "mlm_head" in key or "shallow" in key}
     params, config = loaded(convert(tmp_path / "glip.pth", model="glipv2_t", output="v2"))
     back = names.reference_from_parameters(params, config)
-    assert all(back[key].tobytes() == value.tobytes() for key, value in state.items() if "position_ids" not in key)
+    assert all(back[key].tobytes() == value.tobytes() for key, value in state.items()
+               if "position_ids" not in key)
     del state["rpn.head.mlm_head.transform.dense.bias"]
     write_torch(tmp_path / "part.pth", {"model": state})
-    with pytest.raises(SystemExit, match=r"mlm/transform/bias \(16,\): a parameter of this model, but not in the"):
+    with pytest.raises(SystemExit, match=r"mlm/transform/bias \(16,\): a parameter of this model, but not"):
         convert(tmp_path / "part.pth", model="glipv2_t", output="part")
 
 
@@ -202,8 +207,9 @@ def test_optional_names_are_explained_and_others_refused(recipe_state, convert, 
              "rpn.tunable_linear.weight": np.zeros((9, 16), np.float32)}
     write_torch(tmp_path / "glip.pth", {"model": recipe_state() | extra})
     manifest = json.loads((convert(tmp_path / "glip.pth") / "manifest.json").read_text())
-    assert manifest["unused"]["rpn.tunable_linear.weight"] == "(9, 16): prompt matrix, all zero: changes nothing"
-    assert len(manifest["unused"]) == 2
+    unused = manifest["unused"]
+    assert unused["rpn.tunable_linear.weight"] == "(9, 16): prompt matrix, all zero: changes nothing"
+    assert len(unused) == 2
 
     broken = recipe_state() | {"rpn.head.surprise.weight": np.zeros((2, 3), np.float32),
                                "rpn.tunable_linear.weight": np.ones((9, 16), np.float32),
@@ -216,8 +222,7 @@ def test_optional_names_are_explained_and_others_refused(recipe_state, convert, 
     for sentence in ("rpn.head.surprise.weight (2, 3): no such weight in this model",
                      "rpn.tunable_linear.weight (9, 16): a tuned prompt matrix",
                      "rpn.head.dyhead_tower.1.b_attn.gamma_v (16,): no such weight",
-                     "rpn.head.bbox_pred.weight (4, 17, 1, 1): found localization/box/kernel of shape (17, 4), "
-                     "expected (16, 4)",
+                     "(4, 17, 1, 1): found localization/box/kernel of shape (17, 4), expected (16, 4)",
                      "localization/centerness/bias (1,): a parameter of this model, but not in the file",
                      "localization/scales: found elements [0, 1, 3, 4], expected 0 … 4"):
         assert sentence in str(error.value)
@@ -229,7 +234,7 @@ def test_values_that_are_no_weights_are_refused(recipe_state, convert, tmp_path)
     for name, value, message in (
             ("nan", np.full_like(good[key], np.nan), "64 entries that are no finite float32"),
             ("int", good[key].astype(np.int64), "found int64, expected a floating-point weight"),
-            ("double", good[key].astype(np.float64) + 1e-12, "float64 values between those of float32")):
+            ("double", good[key].astype(np.float64) + 1e-12, "float64 values that float32 lacks")):
         write_torch(tmp_path / f"{name}.pth", good | {key: value})
         with pytest.raises(SystemExit, match=rf"{key} \(4, 16, 1, 1\).*{message}"):
             convert(tmp_path / f"{name}.pth", output=name)
@@ -246,16 +251,18 @@ def encoder(state, prefix):
 def test_encoders_of_other_projects(recipe_state, convert, tmp_path, monkeypatch):
     # Drawing the rest of the model is what takes time; the test above has it.
     monkeypatch.setattr(convert_module, "_fresh_parameters", lambda config, paths, seed: {
-        path: np.zeros(shape, np.float32) for path, shape in names.shapes_by_path(parameter_shapes(config)).items()
-        if path in paths})
+        path: np.zeros(names.shapes_by_path(parameter_shapes(config))[path], np.float32) for path in paths})
     state = recipe_state()
-    bert = {f"bert.{key}".replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
+    old_names = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    bert = {"bert." + re.sub(r"LayerNorm\.\w+", lambda match: old_names[match[0]], key): value
             for key, value in encoder(state, "language_backbone.body.model.").items()}
-    bert |= {"bert.pooler.dense.weight": np.ones((16, 16), np.float32), "cls.predictions.bias": np.ones(7, np.float32)}
+    bert |= {"bert.pooler.dense.weight": np.ones((16, 16), np.float32),
+             "cls.predictions.bias": np.ones(7, np.float32)}
     swin = {key: value for key, value in encoder(state, "backbone.body.").items()
             if not key.startswith(("norm1", "norm2", "norm3"))}
     swin |= {"norm.weight": np.ones(64, np.float32), "norm.bias": np.ones(64, np.float32),
-             "head.weight": np.ones((10, 64), np.float32), "layers.0.blocks.1.attn_mask": np.ones((4, 4, 4), np.float32)}
+             "head.weight": np.ones((10, 64), np.float32),
+             "layers.0.blocks.1.attn_mask": np.ones((4, 4, 4), np.float32)}
     timm = {key.replace(f"layers.{i}.down", f"layers.{i + 1}.down"): value for key, value in swin.items()
             for i in [int(key.split(".")[1]) if key.startswith("layers") else 0]}
     write_torch(tmp_path / "bert.bin", bert)
@@ -312,27 +319,30 @@ def test_every_parameter_has_a_reference_name_that_leads_back(variant):
     for path in names.shapes_by_path(parameter_shapes(config)):
         for key, kind in names.keys_of(path, config.fusion, config.text_encoder.kind):
             element = 3 if kind == "element" else None
-            assert names.parameter_of("module." + key.format(element=3), config.fusion) == (path, kind, element)
+            back = names.parameter_of("module." + key.format(element=3), config.fusion)
+            assert back == (path, kind, element)
 
 
 @pytest.mark.parametrize("variant", ["glip_a", "glip_t", "glip_l"])
 def test_reference_manifests_are_placed_whole(variant, load_reference, reference_dir):
     manifest, config = load_reference(f"manifest_{variant}.json"), VARIANTS[variant]
     expected = names.shapes_by_path(parameter_shapes(config))
-    found = names.place({key: tuple(about["shape"]) for key, about in manifest.items()}, expected, config.fusion)
+    shapes = {key: tuple(about["shape"]) for key, about in manifest.items()}
+    found = names.place(shapes, expected, config.fusion)
     assert not (found.missing or found.homeless or found.problems)
     assert len(found.buffers) == sum(not about["weight"] for about in manifest.values())
 
     class Done:
         shapes = expected
-    assert any(line == f"manifest_{variant}.json: all {sum(a['weight'] for a in manifest.values())} names and shapes equal"
-               for line in check_names(Done, config, reference_dir))
+    count = sum(about["weight"] for about in manifest.values())
+    lines = check_names(Done, config, reference_dir)
+    assert lines[-1] == f"manifest_{variant}.json: all {count} names and shapes equal"
 
 
 def test_layouts_of_arrays_are_inverse():
     rng = np.random.default_rng(0)
-    for kind, shape in (("dense", (3, 4)), ("dense", (5, 4, 3, 2)), ("conv", (5, 4, 3, 2)), ("conv1x1", (5, 4, 1, 1)),
-                        ("same", (3, 4))):
+    for kind, shape in (("dense", (3, 4)), ("dense", (5, 4, 3, 2)), ("conv", (5, 4, 3, 2)),
+                        ("conv1x1", (5, 4, 1, 1)), ("same", (3, 4))):
         array = rng.normal(size=shape)
         assert names.to_reference(names.to_parameter(array, kind), kind).tolist() == array.tolist()
 

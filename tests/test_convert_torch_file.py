@@ -1,4 +1,4 @@
-"""The restricted reader of torch's zip format: what it reads, and that hostile files are refused with nothing executed."""
+"""The restricted reader of torch's zip format: what it reads, and that hostile files are refused."""
 import collections
 import os
 import pickle
@@ -23,7 +23,8 @@ TREE = {
         "double": np.array([1e-300]), "long": np.array([[-2**40, 5]]), "int": np.array([7], np.int32),
         "short": np.array([-7], np.int16), "char": np.array([-1], np.int8), "byte": np.array([255], np.uint8),
         "bool": np.array([True, False]), "empty": np.zeros((0, 3), np.float32)},
-    "optimizer": {"state": {0: {"step": 12, "exp_avg": np.ones(3, np.float32)}}, "lr": [1e-4, 2.5], "amsgrad": False},
+    "optimizer": {"state": {0: {"step": 12, "exp_avg": np.ones(3, np.float32)}}, "lr": [1e-4, 2.5],
+                  "amsgrad": False},
     "iteration": 2**40, "negative": -3, "nothing": None, "text": "naïve",
 }
 
@@ -35,7 +36,8 @@ def assert_same(found, expected, file):
             assert_same(found[key], expected[key], file)
     elif isinstance(expected, np.ndarray):
         value = file.read(found)
-        assert (value.dtype, value.shape, value.tobytes()) == (expected.dtype, expected.shape, expected.tobytes())
+        assert (value.dtype, value.shape) == (expected.dtype, expected.shape)
+        assert value.tobytes() == expected.tobytes()
         assert value.flags.c_contiguous
     else:
         assert type(found) is type(expected) and found == expected
@@ -66,7 +68,9 @@ def text(value):
 
 
 def number(value):
-    return b"J" + struct.pack("<i", value) if -2**31 <= value < 2**31 else b"\x8a\x09" + value.to_bytes(9, "little", signed=True)
+    if -2**31 <= value < 2**31:
+        return b"J" + struct.pack("<i", value)
+    return b"\x8a\x09" + value.to_bytes(9, "little", signed=True)
 
 
 def numbers(values):
@@ -78,20 +82,24 @@ def storage(key="0", numel=6, kind="FloatStorage"):
 
 
 def tensor(shape=(2, 3), strides=(3, 1), offset=0, over=None):
-    return (global_("torch._utils", "_rebuild_tensor_v2") + b"(" + (over or storage()) + number(offset) + numbers(shape)
-            + numbers(strides) + b"\x89" + global_("collections", "OrderedDict") + b")RtR")
+    return (global_("torch._utils", "_rebuild_tensor_v2") + b"(" + (over or storage()) + number(offset)
+            + numbers(shape) + numbers(strides) + b"\x89" + global_("collections", "OrderedDict") + b")RtR")
 
 
 def state(value, key="weight"):
     return b"\x80\x02}" + text(key) + value + b"s."
 
 
+GOOD = state(tensor())
+
+
 @pytest.fixture
 def build(tmp_path):
     """Function of a pickle, and of records that replace or add to a good file's: the path of a file."""
-    def make(data=state(tensor()), records=(), root="archive", compression=zipfile.ZIP_STORED):
+    def make(data=GOOD, records=(), root="archive", compression=zipfile.ZIP_STORED):
         path = tmp_path / "built.pth"
-        entries = {f"{root}/data.pkl": data, f"{root}/data/0": WEIGHT.tobytes(), f"{root}/version": b"3\n"} | dict(records)
+        entries = {f"{root}/data.pkl": data, f"{root}/data/0": WEIGHT.tobytes(), f"{root}/version": b"3\n"}
+        entries |= dict(records)
         with zipfile.ZipFile(path, "w", compression) as archive:
             for entry, content in entries.items():
                 if content is not None:
@@ -114,21 +122,23 @@ def test_a_file_made_by_hand_is_read(build):
         with TorchFile(build(state(view))) as file:
             np.testing.assert_array_equal(file.read(file.content["weight"]), expected)
     # a state_dict of torch's: an OrderedDict with attributes
-    ordered = (b"\x80\x02" + global_("collections", "OrderedDict") + b")R(" + text("weight") + tensor() + b"u}"
-               + text("_metadata") + global_("collections", "OrderedDict") + b")Rsb.")
+    ordered = (b"\x80\x02" + global_("collections", "OrderedDict") + b")R(" + text("weight") + tensor()
+               + b"u}" + text("_metadata") + global_("collections", "OrderedDict") + b")Rsb.")
     parameter = (global_("torch._utils", "_rebuild_parameter") + b"(" + tensor() + b"\x88"
                  + global_("collections", "OrderedDict") + b")RtR")
-    untyped = b"(" + text("storage") + global_("torch.storage", "UntypedStorage") + text("0") + text("cpu") + number(24) + b"tQ"
+    untyped = (b"(" + text("storage") + global_("torch.storage", "UntypedStorage") + text("0") + text("cpu")
+               + number(24) + b"tQ")
     with_dtype = (global_("torch._utils", "_rebuild_tensor_v3") + b"(" + untyped + number(0) + numbers((2, 3))
-                  + numbers((3, 1)) + b"\x89" + global_("collections", "OrderedDict") + b")R" + global_("torch", "float32")
-                  + b"tR")
+                  + numbers((3, 1)) + b"\x89" + global_("collections", "OrderedDict") + b")R"
+                  + global_("torch", "float32") + b"tR")
     for data in (ordered, state(parameter), state(with_dtype)):
         with TorchFile(build(data)) as file:
             np.testing.assert_array_equal(file.read(file.content["weight"]), WEIGHT)
 
 
 def test_python_pickles_are_understood(build):
-    content = {"epoch": 3, "list": [1.5, (1, "a"), [None, True]], "nested": collections.OrderedDict(a=2**70, b=-1)}
+    content = {"epoch": 3, "list": [1.5, (1, "a"), [None, True]],
+               "nested": collections.OrderedDict(a=2**70, b=-1)}
     for protocol in (2, 4, 5):
         with TorchFile(build(pickle.dumps(content, protocol))) as file:
             assert file.content == {**content, "nested": {"a": 2**70, "b": -1}}
@@ -148,7 +158,7 @@ class Evil:
 def test_a_pickle_that_runs_a_program_is_refused(protocol, build, tmp_path):
     witness = tmp_path / "executed"
     data = pickle.dumps({"weight": Evil(f"touch {witness}")}, protocol)
-    refused(build(data), r"(posix|nt)\.system|instruction .*expected only those; nothing was executed|nothing was executed")
+    refused(build(data), "nothing was executed")
     assert not witness.exists()
 
 
@@ -174,7 +184,7 @@ def test_a_pickle_that_runs_a_program_is_refused(protocol, build, tmp_path):
     (b"\x80\x02" + b"e.", "malformed pickle"),
     (b"\x80\x02(e.", "malformed pickle"),
     (state(b"}(" + text("a") + b"u"), "a dict key without a value"),
-    (state(tensor(strides=(0, 1))), r"shape \(2, 3\) and strides \(0, 1\), which meets elements more than once"),
+    (state(tensor(strides=(0, 1))), r"shape \(2, 3\) and strides \(0, 1\), which meets elements more than"),
     (state(tensor((2, 3), (1, 1))), "more than once"),
     (state(tensor((2**30, 2**30), (0, 0))), "more than once"),
     (state(tensor((3, 3), (3, 1))), "reaches to element 9; the storage has 6"),
@@ -200,14 +210,15 @@ def test_malformed_descriptions_are_refused(data, message, build):
 
 
 def test_a_description_that_multiplies_itself_stays_small(build):
-    """Sixty tuples, each of twice the former, print or hash as 2⁶⁰ entries; here nobody prints or hashes them."""
-    laughs = b"\x80\x02)q\x00" + b"".join(b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) for i in range(60))
+    """Sixty tuples, each of twice the former, print or hash as 2⁶⁰ entries; nobody here does either."""
+    laughs = b"\x80\x02)q\x00" + b"".join(
+        b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) for i in range(60))
     refused(build(laughs + b"."), "leaves 61 objects")
     top = b"h" + bytes([60])
     for use, message in ((b"}" + top + number(1) + b"s.", "dict key of type tuple"),
                          (top + top + b"\x93.", "found a reference to"),
-                         (global_("torch._utils", "_rebuild_tensor_v2") + b"(" + storage() + number(0) + top + top
-                          + b"\x89NtR.", "with the shape")):
+                         (global_("torch._utils", "_rebuild_tensor_v2") + b"(" + storage() + number(0)
+                          + top + top + b"\x89NtR.", "with the shape")):
         refused(build(laughs + use), message)
     # itself inside of itself, and a hundred thousand lists inside of each other
     for data in (b"\x80\x02}q\x00" + text("weight") + b"h\x00s.", state(b"]" * 100_000 + b"a" * 99_999)):
@@ -221,12 +232,13 @@ def test_zip_tricks_are_refused(build, tmp_path):
     path = build(records=bomb, compression=zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 100_000
     refused(path, "expected no compression")
-    for entry in ("archive/../../evil", "../evil", "/etc/passwd", "archive//data/1", "C:/windows", "archive\\data", "evil"):
+    for entry in ("archive/../../evil", "../evil", "/etc/passwd", "archive//data/1", "C:/windows",
+                  "archive\\data", "evil"):
         refused(build(records={entry: b"x"}), "found a record named|folders at the top")
     refused(build(records={"other/data/1": b"x"}), "found 2 folders at the top")
     refused(build(records={"archive/data.pkl": None}), "no record 'data.pkl'")
     refused(build(records={"archive/byteorder": b"big"}), "byte order")
-    refused(build(records={"archive/data.pkl": bytes(9 * 2**20)}), "data.pkl: found 9437184 bytes, expected at most")
+    refused(build(records={"archive/data.pkl": bytes(9 * 2**20)}), "found 9437184 bytes, expected at most")
     with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(build(), "a") as archive:
         archive.writestr("archive/data/0", WEIGHT.tobytes())
     refused(tmp_path / "built.pth", "found two records")
@@ -250,17 +262,36 @@ def test_headers_that_lie_are_refused(build, tmp_path):
     at = data.find(WEIGHT.tobytes())
     data[at] ^= 1
     (tmp_path / "built.pth").write_bytes(data)
-    with TorchFile(tmp_path / "built.pth") as file, pytest.raises(ValueError, match="data/0: Bad CRC-32.*damaged"):
+    with (TorchFile(tmp_path / "built.pth") as file,
+          pytest.raises(ValueError, match="data/0: Bad CRC-32.*damaged")):
         file.read(file.content["weight"])
+
+
+def test_random_damage_is_a_value_error(build, tmp_path):
+    rng, whole = np.random.default_rng(0), build().read_bytes()
+    path, refusals = tmp_path / "damaged.pth", 0
+    for _ in range(400):
+        data = bytearray(whole)
+        for position in rng.integers(0, len(data), 3):
+            data[position] = rng.integers(256)
+        path.write_bytes(data[:rng.integers(len(data))] if rng.random() < 0.2 else data)
+        try:
+            with TorchFile(path) as file:
+                for found in file.content.values():
+                    file.read(found)
+        except ValueError:
+            refusals += 1
+    assert refusals > 300
 
 
 def test_other_formats_are_named(tmp_path, build):
     path = tmp_path / "file.pth"
+    evil, whole = pickle.dumps(Evil(f"touch {tmp_path / 'executed'}")), build().read_bytes()
     legacy = pickle.dumps(0x1950a86a20f9469cfc6c, protocol=2) + pickle.dumps({"weight": 1}, protocol=2)
     for content, message in ((legacy, "the pickle format of PyTorch before 1.6.*safetensors"),
-                             (pickle.dumps(Evil(f"touch {tmp_path / 'executed'}")), "found a pickle, expected a zip"),
-                             (b"", "found another format"), (bytes(257) + b"ustar" + bytes(300), "found a tar archive"),
-                             (build().read_bytes()[:-30], "cut short"), (build().read_bytes()[:100], "cut short"),
+                             (evil, "found a pickle, expected a zip"), (b"", "found another format"),
+                             (bytes(257) + b"ustar" + bytes(300), "found a tar archive"),
+                             (whole[:-30], "cut short"), (whole[:100], "cut short"),
                              (b"PK\x03\x04", "cut short")):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=message):
@@ -287,7 +318,8 @@ def test_safetensors_are_read_and_checked(tmp_path):
 
 def test_reading_imports_no_torch_and_unpickles_nothing(tmp_path):
     write_torch(tmp_path / "file.pth", TREE)
-    code = ("import sys, pickle; sys.modules['torch'] = None; pickle.loads = pickle.load = pickle.Unpickler = None; "
+    code = ("import sys, pickle; sys.modules['torch'] = None; "
+            "pickle.loads = pickle.load = pickle.Unpickler = None; "
             "from glipv2_jax.convert.torch_file import TorchFile; file = TorchFile(sys.argv[1]); "
             "assert file.read(file.content['model']['float']).sum() == 15")
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "file.pth")], check=True)
@@ -328,7 +360,8 @@ def test_torch_itself_agrees(tmp_path):
                     assert found.shape == tuple(value.shape), key
                     assert found.tobytes() == flat.view(torch.uint8).numpy().tobytes(), key
             moments = file.content["optimizer"]["state"][0]["exp_avg"]
-            np.testing.assert_array_equal(file.read(moments), optimizer.state_dict()["state"][0]["exp_avg"].numpy())
+            expected = optimizer.state_dict()["state"][0]["exp_avg"]
+            np.testing.assert_array_equal(file.read(moments), expected.numpy())
     torch.save(saved, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
     with pytest.raises(ValueError, match="before 1.6"):
         TorchFile(tmp_path / "legacy.pth")

@@ -32,16 +32,18 @@ def main(argv=None):
 
 def _parser():
     parser = argparse.ArgumentParser("glipv2 convert", description=__doc__.split(": ", 1)[1])
-    parser.add_argument("inputs", nargs="+", metavar="FILE", help="a GLIP checkpoint (.pth), or a BERT and a Swin "
-                        "encoder, or both, as torch or safetensors files; with --to, one folder of this project")
+    parser.add_argument("inputs", nargs="+", metavar="FILE", help="a GLIP checkpoint (.pth), or a BERT and a "
+                        "Swin encoder, or both, as torch or safetensors files; with --to, one folder of this "
+                        "project")
     parser.add_argument("--model", choices=sorted(VARIANTS), metavar="NAME",
-                        help="model to fill: glip_a, glip_t (also B and C), glip_l, glipv2_t, …; see `glipv2 models`")
+                        help="model to fill: glip_a, glip_t (also B and C), glip_l, glipv2_t, …; see "
+                        "`glipv2 models`")
     parser.add_argument("--output", required=True, help="new folder; with --to, new file")
     parser.add_argument("--to", choices=("torch", "safetensors"), help="write the reference's layout instead")
-    parser.add_argument("--ema", action="store_true", help="take the averaged weights instead of the last ones")
+    parser.add_argument("--ema", action="store_true", help="take the averaged weights, not the last ones")
     parser.add_argument("--report", action="store_true", help="print what became of every weight")
-    parser.add_argument("--overrides", default="", help="JSON, or a file of it: fields of the model that differ")
-    parser.add_argument("--vocabulary", help="WordPiece file of the text encoder (default: bert-base-uncased)")
+    parser.add_argument("--overrides", default="", help="JSON, or a file of it: other fields of the model")
+    parser.add_argument("--vocabulary", help="WordPiece file of the text encoder; else bert-base-uncased")
     parser.add_argument("--seed", type=int, default=0, help="of the parameters that no file fills")
     return parser
 

@@ -1,12 +1,13 @@
 """Released weights into a checkpoint of this project, and a checkpoint into the reference's layout.
 
-    glip.pth, bert.safetensors, swin.pth ─▶ sources ─▶ names.place ─▶ parameters ─▶ DIR/checkpoints/0, vocab.txt, manifest.json
+    glip.pth, bert.safetensors, swin.pth ─▶ sources ─▶ names.place ─▶ parameters ─▶ a workdir, manifest.json
     DIR ─▶ parameters ─▶ names.reference_from_parameters ─▶ FILE.pth, FILE.safetensors
 
-Everything is checked by name and shape before any weight is read, and every weight before anything is written.
+Everything is checked by name and shape before a weight is read, and every weight before anything is written.
 """
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib
 import json
@@ -54,10 +55,10 @@ class Conversion:
         """The same as a JSON-able dict."""
         def size(paths):
             return int(sum(np.prod(self.shapes[path], dtype=np.int64) for path in paths))
+        keys = sum(len(keys) for _, keys in self.filled.values())
         return {
             "sources": self.sources, "model": {"variant": variant, "overrides": overrides},
-            "counts": {"keys": sum(len(keys) for _, keys in self.filled.values()) + len(self.buffers) + len(self.unused),
-                       "keys_placed": sum(len(keys) for _, keys in self.filled.values()),
+            "counts": {"keys": keys + len(self.buffers) + len(self.unused), "keys_placed": keys,
                        "tensors": len(self.filled), "parameters": size(self.filled),
                        "fresh_tensors": len(self.fresh), "fresh_parameters": size(self.fresh)},
             "averaged": self.averaged, "fresh": self.fresh, "recomputed": self.buffers, "unused": self.unused,
@@ -68,14 +69,17 @@ def convert(files, variant, output, *, overrides=None, vocabulary=None, ema=Fals
     """Writes a workdir that `Detector`, `init_from` and `load_params` read.
 
     Args:
-      files: weights in torch's zip format or safetensors: a GLIP checkpoint, or encoders, each parameter in one of them.
-      variant: a name in models/config.py. overrides: nested dict of field values, as a config file writes them.
+      files: weights in torch's zip format or safetensors: a GLIP checkpoint, or encoders; each parameter in
+        one of them.
+      variant: a name in models/config.py.
+      overrides: nested dict of field values, as a config file writes them.
       output: folder; must not hold checkpoints yet.
       vocabulary: WordPiece file of the text encoder, None for bert-base-uncased.
       ema: take the averaged weights of the file as the parameters.
       seed: of the parameters that no file fills.
     Returns: Conversion.
-    Raises: ValueError naming every key that has no place and every parameter that a file should fill and does not.
+    Raises: ValueError naming every key that has no place and every parameter that a file should fill and does
+      not.
     """
     output = pathlib.Path(output)
     if (output / "checkpoints").exists():
@@ -90,7 +94,7 @@ def convert(files, variant, output, *, overrides=None, vocabulary=None, ema=Fals
             _swap_in_ema(sources)
         places, conversion = _match(sources, expected, config, seed)
         params, averaged = _read(sources, places, conversion, config, seed)
-    # The config of a run that never was: the released settings, so that everything that reads a workdir finds them.
+    # The config of a run that never was, the released settings: everything that reads a workdir finds them.
     run = importlib.import_module("configs.common").get_config()
     run.model.variant, run.seed, run.data.vocabulary = variant, seed, str(vocabulary or "")
     run.model.overrides = type(run)(overrides)
@@ -114,18 +118,20 @@ def export(directory, path, to, *, ema=False):
     Args:
       directory: a workdir, of training or of `convert`.
       path: file to write.
-      to: "torch": {"model": …} with the prefix "module.", as released files are, and "model_ema" where the checkpoint
-        holds averaged parameters. "safetensors": the bare keys.
+      to: "torch": {"model": …} with the prefix "module.", as released files are, and "model_ema" where the
+        checkpoint holds averaged parameters. "safetensors": the bare keys.
       ema: write the averaged parameters as the model's.
     Returns: dict of key → array, as written for the model.
-    Raises: FileNotFoundError without a checkpoint; ValueError for parameters that the reference has no names for.
+    Raises: FileNotFoundError without a checkpoint; ValueError for parameters that the reference has no names
+      for.
     """
     path = pathlib.Path(path)
     if path.exists():
         raise ValueError(f"{path}: found a file there, expected a new name")
     config = config_from_dict(read_about(directory)["model"])
     place = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), parameter_shapes(config))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+                            parameter_shapes(config))
 
     def state(averaged):
         return names.reference_from_parameters(load_params(directory, abstract, ema=averaged), config)
@@ -143,35 +149,41 @@ def export(directory, path, to, *, ema=False):
 
 
 def _checked_vocabulary(vocabulary, config):
-    """The file to use, None for the one of the package. Raises: ValueError if it does not fit the text encoder."""
+    """The file to use, None for the package's. Raises: ValueError if it does not fit the text encoder."""
     if config.text_encoder.kind != "bert":
         if vocabulary:
-            raise ValueError(f"vocabulary: found {vocabulary}, but this variant's text encoder has no WordPiece one")
+            raise ValueError(f"vocabulary: found {vocabulary}, but this variant's text encoder has no "
+                             "WordPiece one")
         return None
     words, found = config.text_encoder.vocab_size, Tokenizer(vocabulary).vocab_size
     if words != found:
-        raise ValueError(f"a text encoder of {words} words, but the vocabulary has {found}; give --vocabulary, or "
-                         "text_encoder.vocab_size in --overrides")
+        raise ValueError(f"a text encoder of {words} words, but the vocabulary has {found}; give "
+                         "--vocabulary, or text_encoder.vocab_size in --overrides")
     return vocabulary
 
 
 def _swap_in_ema(sources):
     if not any("ema" in source.states for source in sources):
-        raise ValueError("--ema: found no entry model_ema in the files, expected averaged weights in one of them")
+        raise ValueError("--ema: found no entry model_ema in the files, expected averaged weights in one")
     for source in sources:
         source.states = {"model": source.states.get("ema", source.states["model"])}
 
 
 def _match(sources, expected, config, seed):
-    """Decides which key fills which parameter. Returns: (places, Conversion); places: for each source a dict of
-    "model" or "ema" → its `names.Placement.sources`. Raises: ValueError with every problem of every file."""
+    """Decides which key fills which parameter.
+
+    Returns: (places, Conversion); places: for each source a dict of "model" or "ema" → its
+      `names.Placement.sources`.
+    Raises: ValueError with every problem of every file.
+    """
     places, problems, filled, buffers = [], [], {}, []
     for source in sources:
         about = source.file.path.name
         places.append({})
         for which, state in source.states.items():
             where = about if which == "model" else f"{about}, model_ema"
-            found = names.place({key: tuple(tensor.shape) for key, tensor in state.items()}, expected, config.fusion)
+            shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+            found = names.place(shapes, expected, config.fusion)
             wrong = found.problems + explain_unused(source, which, found.homeless)
             wrong += [f"{path} {expected[path]}: a parameter of this model, but not in the file"
                       for path in _must_not_miss(found, FRESH[source.kind])]
@@ -187,7 +199,8 @@ def _match(sources, expected, config, seed):
             problems.append(f"{about}: model_ema fills other parameters than model; expected the same")
     if problems:
         raise ValueError("the weights do not fit the model:\n  " + "\n  ".join(problems))
-    about = [{"file": source.file.path.name, "kind": KINDS[source.kind], "bytes": source.file.path.stat().st_size,
+    about = [{"file": source.file.path.name, "kind": KINDS[source.kind],
+              "bytes": source.file.path.stat().st_size,
               "format": "torch" if isinstance(source.file, TorchFile) else "safetensors",
               "sha256": _sha256(source.file.path)} for source in sources]
     return places, Conversion(
@@ -211,20 +224,24 @@ def _read(sources, places, conversion, config, seed):
     with Progress("read weights", total, unit="tensors") as progress:
         for source, place in zip(sources, places):
             for which, paths in place.items():
-                state = source.states[which]
+                read = functools.partial(_read_key, source, which)
                 for path, keys in paths.items():
                     try:
-                        value = names.read_parameter(path, keys, lambda key: source.file.read(state[key]))
+                        value = names.read_parameter(path, keys, read)
                     except ValueError as error:
                         problems.append(f"{source.file.path.name}: {error}")
                     else:
                         (values if which == "model" else averaged)[path] = value
                     progress.advance()
-            if "ema" not in place:                       # an encoder beside averaged weights is its own average
+            if "ema" not in place:                     # an encoder beside averaged weights is its own average
                 averaged |= {path: values.get(path) for path in place["model"]}
     if problems:
         raise ValueError("the weights cannot be used:\n  " + "\n  ".join(problems))
     return names.nested(values), names.nested(averaged) if conversion.averaged else None
+
+
+def _read_key(source, which, key):
+    return source.file.read(source.states[which][key])
 
 
 def _fresh_parameters(config, paths, seed):

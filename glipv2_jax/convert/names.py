@@ -20,8 +20,9 @@ def parameter_of(key, fusion=True):
     Args:
       key: state_dict key, with or without a leading "module.".
       fusion: whether the model fuses (the tower's indices then run over three kinds of layers).
-    Returns: (path, kind, element): path "a/b/c" in the parameter tree; kind how the array is laid out there, one of
-      same, dense, conv, conv1x1, element; element the index for kind "element". None for a recomputed buffer.
+    Returns: (path, kind, element): path "a/b/c" in the parameter tree; kind how the array is laid out there,
+      one of same, dense, conv, conv1x1, element; element the index for kind "element". None for a recomputed
+      buffer.
     Raises: KeyError for a key with no place.
     """
     name = key.removeprefix("module.")
@@ -29,7 +30,8 @@ def parameter_of(key, fusion=True):
         return None
     for line in LINES[fusion]:
         match = line.key.fullmatch(name)
-        values = match and {field: line.fields[field].to_path(text) for field, text in match.groupdict().items()}
+        values = match and {field: line.fields[field].to_path(text)
+                            for field, text in match.groupdict().items()}
         if match and None not in values.values():
             element = int(values["element"]) if line.kind == "element" else None
             return line.path_template.format(**values), line.kind, element
@@ -42,8 +44,8 @@ def keys_of(path, fusion=True, text="bert"):
     Args:
       path: "a/b/c" in the parameter tree.
       fusion: as in `parameter_of`. text: the model's kind of text encoder; both kinds share some names here.
-    Returns: list of (key without "module.", kind). Two for a tied tensor. For kind "element" the key still holds
-      "{element}": there is one key for each entry.
+    Returns: list of (key without "module.", kind). Two for a tied tensor. For kind "element" the key still
+      holds "{element}": there is one key for each entry.
     Raises: KeyError for a parameter that the reference does not have.
     """
     found = []
@@ -88,7 +90,7 @@ def to_reference(array, kind):
 class Placement:
     """Which key of a file fills which parameter, known from names and shapes alone.
 
-    sources: path → list of (key, kind); more than one for tied tensors, and one for each entry of kind "element".
+    sources: path → list of (key, kind); more than one for tied tensors, one for each entry of kind "element".
     buffers: keys that the model recomputes.
     missing: paths without a key.
     homeless: (key, path or None) of keys whose parameter this model, or any model, does not have.
@@ -132,17 +134,19 @@ def place(shapes, expected, fusion=True):
             found.sources.setdefault(path, []).append((key, kind))
             ours = _shape_here(shape, kind)
             if ours != expected[path]:
-                found.problems.append(f"{key} {shape}: found {path} of shape {ours}, expected {expected[path]}")
+                found.problems.append(
+                    f"{key} {shape}: found {path} of shape {ours}, expected {expected[path]}")
     for path, parts in elements.items():
         if sorted(parts) != list(range(*expected[path])):
-            found.problems.append(f"{path}: found elements {sorted(parts)}, expected 0 … {expected[path][0] - 1}")
+            last = expected[path][0] - 1
+            found.problems.append(f"{path}: found elements {sorted(parts)}, expected 0 … {last}")
         found.sources[path] = [parts[i] for i in sorted(parts)]
     found.missing = sorted(set(expected) - set(found.sources))
     return found
 
 
 def _shape_here(shape, kind):
-    """Shape after `to_parameter`; the shape itself where the layout does not fit it, which then compares unequal."""
+    """Shape after `to_parameter`; where the layout does not fit, the shape itself: unequal."""
     dims = {"conv": (4,), "conv1x1": (4,), "dense": (2, 4)}.get(kind)
     if dims and len(shape) not in dims or kind == "conv1x1" and tuple(shape[2:]) != (1, 1):
         return tuple(shape)
@@ -157,8 +161,8 @@ def read_parameter(path, sources, read):
       path: for messages. sources: list of (key, kind), as in `Placement`.
       read: function of a key: its array.
     Returns: contiguous float32 numpy array.
-    Raises: ValueError when the value is no float, does not survive float32, is not finite, or differs between the
-      names of a tied tensor.
+    Raises: ValueError when the value is no float, does not survive float32, is not finite, or differs between
+      the names of a tied tensor.
     """
     values = [to_parameter(_float32(key, read(key)), kind) for key, kind in sources]
     if sources[0][1] == "element":
@@ -176,9 +180,9 @@ def _float32(key, array):
         value = np.asarray(array, np.float32)
     if not np.isfinite(value).all():
         count = value.size - np.isfinite(value).sum()
-        raise ValueError(f"{key} {array.shape}: found {count} entries that are no finite float32, expected none")
+        raise ValueError(f"{key} {array.shape}: found {count} entries that are no finite float32, expected 0")
     if array.dtype == np.float64 and not np.array_equal(value, array):
-        raise ValueError(f"{key} {array.shape}: found float64 values between those of float32; expected float32 weights")
+        raise ValueError(f"{key} {array.shape}: found float64 values that float32 lacks, expected float32")
     return value
 
 
@@ -190,14 +194,15 @@ def parameters_from_reference(state, expected, fusion=True):
       expected: nested dict of arrays or ShapeDtypeStructs, the model's parameters.
       fusion: as the model's config has it.
     Returns: nested dict of float32 numpy arrays, the structure of `expected`.
-    Raises: ValueError naming every key without a place, every parameter left without a value, every wrong shape and
-      every tied pair that differs.
+    Raises: ValueError naming every key without a place, every parameter left without a value, every wrong
+      shape and every tied pair that differs.
     """
     expected = shapes_by_path(expected)
     found = place({key: tuple(array.shape) for key, array in state.items()}, expected, fusion)
     problems = found.problems + [f"{key} {tuple(state[key].shape)}: no such weight in this model"
                                  for key, _ in found.homeless]
-    problems += [f"{path} {expected[path]}: a parameter of this model, but not in the file" for path in found.missing]
+    problems += [f"{path} {expected[path]}: a parameter of this model, but not in the file"
+                 for path in found.missing]
     values = {}
     if not problems:
         for path, sources in found.sources.items():
@@ -228,13 +233,14 @@ def reference_from_parameters(params, config):
             continue
         for key, kind in keys:
             if kind == "element":
-                state |= {key.format(element=i): np.asarray(entry).reshape(1) for i, entry in enumerate(value)}
+                state |= {key.format(element=i): np.asarray(entry).reshape(1)
+                          for i, entry in enumerate(value)}
             else:
                 state[key] = to_reference(np.asarray(value), kind)
         if len(keys) > 1:
             state |= dict.fromkeys((key for key, _ in keys), state[keys[0][0]])
     if problems:
-        raise ValueError("parameters cannot be written in the reference's layout:\n  " + "\n  ".join(problems))
+        raise ValueError("parameters have no place in the reference's layout:\n  " + "\n  ".join(problems))
     return state | _buffers(config)
 
 
@@ -247,7 +253,8 @@ def _buffers(config):
                for stage, depth in enumerate(config.image_encoder.depths) for block in range(depth)}
     # The first anchor of each level: strides are even, so a cell's own anchor is centred on (stride − 1) / 2.
     cells = anchors(((1, 1),) * 5)
-    return buffers | {f"rpn.anchor_generator.cell_anchors.{level}": cells[level:level + 1] for level in range(5)}
+    return buffers | {f"rpn.anchor_generator.cell_anchors.{level}": cells[level:level + 1]
+                      for level in range(5)}
 
 
 def flattened(tree):

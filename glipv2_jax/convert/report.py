@@ -1,4 +1,4 @@
-"""What a conversion did, for a person: tables of what was filled, left out and left fresh, and the names' own check."""
+"""What a conversion did, for a person: tables of what was filled, left out, left fresh; a check of names."""
 import json
 import pathlib
 import re
@@ -20,11 +20,12 @@ def print_report(conversion, config, reference=None, console=None):
     """
     console = console or Console(soft_wrap=True)
     for source in conversion.sources:
-        console.print(f"{source['file']}: {source['kind']}, {source['format']}, {source['bytes'] / 1e6:.1f} MB, sha256 "
-                      f"{source['sha256']}", highlight=False)
+        console.print(f"{source['file']}: {source['kind']}, {source['format']}, {source['bytes'] / 1e6:.1f} "
+                      f"MB, sha256 {source['sha256']}", highlight=False)
     _print_groups("filled from the files", conversion.filled, conversion, console)
     _print_groups("fresh: no file has them, training has to", conversion.fresh, conversion, console)
-    for title, lines in (("recognised and not needed", conversion.unused), ("beside the weights", conversion.entries)):
+    for title, lines in (("recognised and not needed", conversion.unused),
+                         ("beside the weights", conversion.entries)):
         if lines:
             table = Table("name", "what it is", title=title, title_justify="left")
             for name, why in lines.items():
@@ -40,11 +41,11 @@ def print_report(conversion, config, reference=None, console=None):
 def summary(conversion):
     """One line."""
     counts = conversion.manifest("", {})["counts"]
-    parts = [f"{counts['keys_placed']} weights fill {counts['tensors']} tensors, {counts['parameters'] / 1e6:.1f} M "
-             "parameters"]
+    millions = {part: f"{counts[part] / 1e6:.1f} M parameters" for part in ("parameters", "fresh_parameters")}
+    parts = [f"{counts['keys_placed']} weights fill {counts['tensors']} tensors, {millions['parameters']}"]
     if conversion.fresh:
         groups = sorted({_group(path) for path in conversion.fresh})
-        parts.append(f"{counts['fresh_parameters'] / 1e6:.1f} M parameters start fresh: {', '.join(groups)}")
+        parts.append(f"{millions['fresh_parameters']} start fresh: {', '.join(groups)}")
     if conversion.unused or conversion.entries:
         parts.append(f"not needed: {', '.join([*conversion.unused, *conversion.entries])}")
     if conversion.averaged:
@@ -55,8 +56,8 @@ def summary(conversion):
 def check_names(conversion, config, reference=None):
     """Checks the converted names as the fixtures of the reference describe them.
 
-    Every parameter must have a reference key that leads back to it. With a folder of manifests, the keys and shapes
-    of the whole model are compared with those that the reference's own code built.
+    Every parameter must have a reference key that leads back to it. With a folder of manifests, the keys and
+    shapes of the whole model are compared with those that the reference's own code built.
 
     Returns: list of lines to print.
     """
@@ -66,8 +67,9 @@ def check_names(conversion, config, reference=None):
             back = names.parameter_of(key.format(element=0), config.fusion)
             assert back[:2] == (path, kind), f"{path} → {key} → {back}"
             one = names.to_reference(np.broadcast_to(np.float32(0), shape), kind)
-            keys |= ({key.format(element=i): (1,) for i in range(*shape)} if kind == "element" else {key: one.shape})
-    lines = [f"{len(conversion.shapes)} parameters have {len(keys)} reference names, each of which leads back"]
+            keys |= ({key.format(element=i): (1,) for i in range(*shape)} if kind == "element" else
+                     {key: one.shape})
+    lines = [f"{len(conversion.shapes)} parameters have {len(keys)} reference names that lead back to them"]
     manifests = sorted(pathlib.Path(reference).glob("manifest_*.json")) if reference else []
     best = None
     for path in manifests:
@@ -79,7 +81,8 @@ def check_names(conversion, config, reference=None):
     if best:
         path, wrong, manifest = best
         lines.append(f"{path.name}: all {len(manifest)} names and shapes equal" if not wrong else
-                     f"{path.name} is the nearest model of the reference; {len(wrong)} names or shapes differ: "
+                     f"{path.name} is the nearest model of the reference; {len(wrong)} names or shapes "
+                     "differ: "
                      + ", ".join(f"{key} {manifest.get(key, 'none there')}, here {keys.get(key, 'none')}"
                                  for key in wrong[:5]))
     else:
@@ -96,7 +99,8 @@ def _print_groups(title, paths, conversion, console):
     table = Table("part", "tensors", "parameters", "for example", title=title, title_justify="left")
     for group, members in groups.items():
         largest = max(members, key=lambda path: np.prod(conversion.shapes[path], dtype=np.int64))
-        table.add_row(group, str(len(members)), f"{sum(int(np.prod(conversion.shapes[p])) for p in members):,}",
+        parameters = sum(int(np.prod(conversion.shapes[path])) for path in members)
+        table.add_row(group, str(len(members)), f"{parameters:,}",
                       f"{largest} {conversion.shapes[largest]}")
     console.print(table)
 

@@ -1,6 +1,6 @@
-"""What a file of weights holds: GLIP's state_dict, or an encoder of another project under the reference's names.
+"""What a file of weights holds: GLIP's state_dict, or another project's encoder under the reference's names.
 
-    file ─▶ content ─▶ the state_dict in it (`model`, `model_ema`) ─▶ keys as the reference writes them ─▶ names.place
+    file ─▶ content ─▶ the state_dict in it (`model`, `model_ema`) ─▶ the reference's keys ─▶ names.place
 """
 import dataclasses
 import pathlib
@@ -14,7 +14,8 @@ from glipv2_jax.convert.torch_file import TorchFile
 
 # Entries beside the weights. None of them is needed: training starts with a fresh optimizer.
 _ENTRIES = {
-    "optimizer": "optimizer state", "scheduler": "learning-rate schedule", "lr_scheduler": "learning-rate schedule",
+    "optimizer": "optimizer state", "scheduler": "learning-rate schedule",
+    "lr_scheduler": "learning-rate schedule",
     "iteration": "step of the run", "epoch": "epoch of the run", "eval_result": "score at that step",
     "max_accuracy": "best score of the run", "scaler": "loss scale of the run",
 }
@@ -25,9 +26,9 @@ _UNUSED = {
     "glip": [
         (r"language_backbone\.body\.model\.pooler\.", "BERT's pooler: no GLIP model reads it"),
         (r"rpn\.resizer\.", "projection of the contrastive-alignment variant: unused beside the dot product"),
-        (r"rpn\.head\.mlm_head\.", "masked-word head, for training only: this variant has none, glipv2_t has"),
+        (r"rpn\.head\.mlm_head\.", "masked-word head, for training only: glipv2_t has it, this variant not"),
         (r"rpn\.loss_evaluator\.shallow_", "inter-image loss, for training only: this variant has none"),
-        (r"rpn\.head\.cls_logits\.", "classifier that the reference computes and never uses: this variant has none"),
+        (r"rpn\.head\.cls_logits\.", "classifier that the reference never uses: this variant has none"),
         (r"roi_heads\.mask\.", "mask head: this variant has none"),
         (r"rpn\.tunable_linear\.weight$", "prompt matrix, all zero: changes nothing"),
     ],
@@ -69,8 +70,8 @@ class SafetensorsFile:
         self.path = pathlib.Path(path)
         try:
             self._file = safe_open(str(path), framework="np")
-            self.content = {key: _Slice(key, tuple(self._file.get_slice(key).get_shape()))
-                            for key in self._file.keys()}
+            keys = self._file.keys()
+            self.content = {key: _Slice(key, tuple(self._file.get_slice(key).get_shape())) for key in keys}
         except SafetensorError as error:
             raise ValueError(f"{path}: {error}; expected a whole safetensors file") from error
 
@@ -133,8 +134,8 @@ def read_source(file):
     else:
         name = next((n for n in _STATE_NAMES if type(content.get(n)) is dict), None)
         if name is None:
-            raise ValueError(f"{file.path}: found the entries {_list(content)}, expected weights, or an entry "
-                             "'model' or 'state_dict' that holds them")
+            raise ValueError(f"{file.path}: found the entries {_list(content)}, expected weights, or an "
+                             "entry 'model' or 'state_dict' that holds them")
         state, ema = content[name], content.get("model_ema")
         for key, value in content.items():
             if key != name and not (key == "model_ema" and type(value) is dict):
@@ -150,8 +151,8 @@ def read_source(file):
         for key, tensor in tensors.items():
             new = _RENAME[kind](key, tensors)
             if new in renamed:
-                raise ValueError(f"{file.path}: {key} and {names[new]} are names of one weight, {new}; expected "
-                                 "one of them")
+                raise ValueError(f"{file.path}: {key} and {names[new]} are names of one weight, {new}; "
+                                 "expected one of them")
             renamed[new], names[new] = tensor, key
         states[which] = renamed
     return Source(file, kind, states, names, unused, entries)
@@ -168,13 +169,14 @@ def explain_unused(source, which, homeless):
     problems = []
     for key, path in homeless:
         tensor, name = source.states[which][key], source.names[key]
-        why = next((why for pattern, why in _UNUSED[source.kind] if re.match(pattern, _without_prefix(name))), None)
+        why = next((why for pattern, why in _UNUSED[source.kind]
+                    if re.match(pattern, _without_prefix(name))), None)
         if why is None:
             elsewhere = f"; it would be {path}, which this model does not have" if path else ""
             problems.append(f"{name} {tensor.shape}: no such weight in this model{elsewhere}")
         elif _ZERO.match(key) and np.any(source.file.read(tensor)):
-            problems.append(f"{name} {tensor.shape}: a tuned prompt matrix with values other than 0, which changes "
-                            "what is found; this model has no such part")
+            problems.append(f"{name} {tensor.shape}: a tuned prompt matrix with values other than 0, which "
+                            "changes what is found; this model has no such part")
         else:
             source.unused[name] = f"{tensor.shape}: {why}"
     return problems
@@ -185,11 +187,11 @@ def _tensors(state, path):
     tensors = {}
     for key, value in state.items():
         if type(key) is not str or not _is_tensor(value):
-            raise ValueError(f"{path}: found {str(key)[:80]!r} with {_described(value)} among the weights, expected "
-                             "names with tensors")
+            raise ValueError(f"{path}: found {str(key)[:80]!r} with {_described(value)} among the weights, "
+                             "expected names with tensors")
         name = key.removeprefix("module.")
         if name in tensors:
-            raise ValueError(f"{path}: found {name} with and without the prefix 'module.', expected one of them")
+            raise ValueError(f"{path}: found {name} with and without the prefix 'module.', expected one")
         tensors[name] = value
     return tensors
 
@@ -201,8 +203,8 @@ def _kind(tensors, path):
         return "bert"
     if "patch_embed.proj.weight" in tensors:
         return "swin"
-    raise ValueError(f"{path}: found weights named {_list(tensors)}, expected those of GLIP (backbone.…, rpn.…), BERT "
-                     "(embeddings.…, encoder.…) or Swin (patch_embed.…, layers.…)")
+    raise ValueError(f"{path}: found weights named {_list(tensors)}, expected those of GLIP (backbone.…, "
+                     "rpn.…), BERT (embeddings.…, encoder.…) or Swin (patch_embed.…, layers.…)")
 
 
 def _without_prefix(key):
@@ -213,7 +215,8 @@ def _bert_name(key, tensors):
     """Hugging Face's names. Files from TensorFlow days call a norm's weight gamma and its bias beta."""
     del tensors
     name = re.sub(r"LayerNorm\.(gamma|beta)$",
-                  lambda match: "LayerNorm." + {"gamma": "weight", "beta": "bias"}[match[1]], _without_prefix(key))
+                  lambda match: "LayerNorm." + {"gamma": "weight", "beta": "bias"}[match[1]],
+                  _without_prefix(key))
     return BERT + name if name.startswith(("embeddings.", "encoder.")) else name
 
 

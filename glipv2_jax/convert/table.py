@@ -1,7 +1,7 @@
 """The one table of names: a reference key and the parameter it is, in rows that are read in both directions.
 
-A row holds two templates, `rpn.head.dyhead_tower.{conv}.offset` and `dyconv_{conv}/offset`. A `{field}` stands for a
-number or a word on either side; most fields are written alike on both, the others say how they differ (`_FIELDS`).
+A row holds two templates, `rpn.head.dyhead_tower.{conv}.offset` and `dyconv_{conv}/offset`. A `{field}` is a
+number or a word on either side; most fields are written alike on both, `_fields` says how the others differ.
 """
 import re
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def _tower(place, step):
 
 
 def _fields(fusion):
-    """Fields of a model. With fusion, each block is three entries of the tower: fusion, text layer, DyConv."""
+    """Fields of a model. With fusion, a block is three entries of the tower: fusion, text layer, DyConv."""
     fields = {name: _SAME for name in ("stage", "block", "n", "layer")}
     fields["level"] = _Field(r"[234]", r"[345]", lambda k: str(int(k) + 1), lambda p: str(int(p) - 1))
     fields["branch"] = _Field(r"[012]", "|".join(_BRANCHES.values()), _BRANCHES.get,
@@ -53,7 +53,7 @@ def _fields(fusion):
     return fields
 
 
-# Last part of a key → (last part of the path, layout). A path's part that starts with "_" is joined without a slash.
+# Last part of a key → (last part of the path, layout). What starts with "_" is joined without a slash.
 _DENSE = {".weight": ("/kernel", "dense"), ".bias": ("/bias", "same")}
 _CONV = {".weight": ("/kernel", "conv"), ".bias": ("/bias", "same")}
 _CONV_AS_DENSE = {".weight": ("/kernel", "conv1x1"), ".bias": ("/bias", "same")}
@@ -106,7 +106,8 @@ def _rows(fusion):
     rows = [
         (IMAGE + "patch_embed.proj", "image_encoder/patch_embed/proj", _CONV),
         (IMAGE + "patch_embed.norm", "image_encoder/patch_embed/norm", _NORM),
-        *((IMAGE + "layers.{stage}.blocks.{block}." + key, "image_encoder/stage{stage}_block{block}/" + path, leaves)
+        *((IMAGE + "layers.{stage}.blocks.{block}." + key,
+           "image_encoder/stage{stage}_block{block}/" + path, leaves)
           for key, path, leaves in _SWIN_BLOCK),
         (IMAGE + "layers.{stage}.downsample.reduction", "image_encoder/stage{stage}_merge/reduction", _DENSE),
         (IMAGE + "layers.{stage}.downsample.norm", "image_encoder/stage{stage}_merge/norm", _NORM),
@@ -147,9 +148,11 @@ def _rows(fusion):
         (_LOSS + "shallow_contrastive_projection_text", "contrastive/text", _DENSE),
     ]
     if fusion:
-        rows += [(_TOWER + "{fuse}.b_attn." + key, "fusion_{fuse}" + path, leaves) for key, path, leaves in _FUSION]
+        rows += [(_TOWER + "{fuse}.b_attn." + key, "fusion_{fuse}" + path, leaves)
+                 for key, path, leaves in _FUSION]
         rows += [(_TOWER + "{text}." + key, "text_layer_{text}/" + path, leaves, kind)
-                 for kind, layer in (("bert", _BERT_LAYER), ("clip", _CLIP_LAYER)) for key, path, leaves in layer]
+                 for kind, layer in (("bert", _BERT_LAYER), ("clip", _CLIP_LAYER))
+                 for key, path, leaves in layer]
     return [(*row, None)[:4] for row in rows]
 
 
@@ -162,8 +165,8 @@ def _pattern(template, fields, side):
 def _lines(fusion):
     fields = _fields(fusion)
     return tuple(
-        Line(_pattern(key + last, fields, "key"), key + last, _pattern(path + end, fields, "path"), path + end, kind,
-             text, fields)
+        Line(_pattern(key + last, fields, "key"), key + last, _pattern(path + end, fields, "path"),
+             path + end, kind, text, fields)
         for key, path, leaves, text in _rows(fusion) for last, (end, kind) in leaves.items())
 
 

@@ -1,6 +1,7 @@
 """PyTorch's zip format of weights, read and written without PyTorch. Nothing of a file is ever executed.
 
-A file is a zip without compression: `NAME/data.pkl` describes the tensors, `NAME/data/0`, `1`, … hold their elements.
+A file is a zip without compression: `NAME/data.pkl` describes the tensors, `NAME/data/0`, `1`, … hold their
+elements.
 What does not fit together is refused when the file is opened, before any of it is read into memory.
 """
 import os
@@ -24,8 +25,8 @@ class TorchFile:
     Args:
       path: file.
     Attributes:
-      content: what was saved: nested dicts, lists and numbers, with a `TensorView` (shape, dtype) for each tensor.
-    Raises: ValueError for anything that torch.save does not write, or that could run code or exhaust the memory.
+      content: what was saved: nested dicts, lists and numbers; a tensor is a `TensorView` (shape, dtype).
+    Raises: ValueError for what torch.save does not write, or what could run code or exhaust the memory.
     """
 
     def __init__(self, path):
@@ -54,7 +55,8 @@ class TorchFile:
         data = self._last[1]
         elements = np.frombuffer(data, tensor.dtype, len(data) // tensor.dtype.itemsize)[tensor.offset:]
         strides = [stride * tensor.dtype.itemsize for stride in tensor.strides]
-        return np.array(np.lib.stride_tricks.as_strided(elements, tensor.shape, strides, writeable=False), order="C")
+        view = np.lib.stride_tricks.as_strided(elements, tensor.shape, strides, writeable=False)
+        return np.array(view, order="C")
 
     def close(self):
         self._zip.close()
@@ -73,10 +75,12 @@ class TorchFile:
             raise ValueError(f"record {name}: found {info.file_size} bytes, expected at most {max_bytes}")
         try:
             data = self._zip.read(info)
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError,
+                OSError) as error:
             raise ValueError(f"record {name}: {error}; the file is damaged") from error
         if len(data) != info.file_size:
-            raise ValueError(f"record {name}: found {len(data)} bytes, expected {info.file_size}; the file is damaged")
+            raise ValueError(f"record {name}: found {len(data)} bytes, expected {info.file_size}; the file "
+                             "is damaged")
         return data
 
 
@@ -84,23 +88,24 @@ def _open_zip(path):
     with open(path, "rb") as file:
         start = file.read(512)
     if start.startswith(_LEGACY):
-        raise ValueError(f"{path}: found the pickle format of PyTorch before 1.6, expected its zip format. It cannot be "
-                         "read without running what it says. Take a safetensors file of the same weights, or load and "
-                         "save it once with a PyTorch that you trust it to")
+        raise ValueError(f"{path}: found the pickle format of PyTorch before 1.6, expected its zip format. "
+                         "It cannot be read without running what it says. Take a safetensors file of the "
+                         "same weights, or, if you trust it, load and save it with PyTorch")
     if not start.startswith(b"PK"):
-        kind = "a pickle" if start[:1] == b"\x80" else "a tar archive" if start[257:262] == b"ustar" else "another format"
+        kind = ("a pickle" if start[:1] == b"\x80" else "a tar archive" if start[257:262] == b"ustar" else
+                "another format")
         raise ValueError(f"{path}: found {kind}, expected a zip as torch.save writes it, or safetensors")
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, OverflowError, UnicodeError) as error:
-        raise ValueError(f"{path}: {error}. The file begins as a zip but is not a whole one: cut short, perhaps; "
-                         "compare its size with the original's") from error
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: {error}. The file begins as a zip but is not a whole one: cut short, "
+                         "perhaps; compare its size with the original's") from error
 
 
 def _checked_records(archive, file_bytes):
     """dict of name without the root folder → ZipInfo, of a zip that is what it seems.
 
-    Nothing is ever unpacked to the disk; names that would matter there are refused because torch.save writes none.
+    Nothing is ever unpacked to the disk; names that would matter there are refused all the same.
     """
     infos = archive.infolist()
     if len(infos) > _MAX_RECORDS:
@@ -114,7 +119,8 @@ def _checked_records(archive, file_bytes):
         if info.flag_bits & 1:
             raise ValueError(f"record {name}: found it encrypted")
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-            raise ValueError(f"record {name}: found {info.compress_size} bytes that unpack to {info.file_size}, expected "
+            raise ValueError(f"record {name}: found {info.compress_size} bytes that unpack to "
+                             f"{info.file_size}, expected "
                              "no compression")
         if rest in records:
             raise ValueError(f"found two records named {name!r}")
@@ -129,7 +135,7 @@ def _checked_records(archive, file_bytes):
 
 
 def _check_tensor(tensor, records):
-    """Raises ValueError unless the storage is there and whole, and the view stays in it and meets no element twice."""
+    """Raises ValueError unless the storage is whole, and the view stays in it and meets no element twice."""
     storage = tensor.storage
     if not re.fullmatch(r"\w{1,64}", storage.key, re.ASCII):
         raise ValueError(f"found a storage named {storage.key[:80]!r}, expected a number")
@@ -137,21 +143,22 @@ def _check_tensor(tensor, records):
     found = -1 if info is None else info.file_size
     expected = storage.numel * (1 if storage.dtype is None else storage.dtype.itemsize)
     if found != expected:
-        raise ValueError(f"storage {storage.key}: found {'no record' if info is None else f'{found} bytes'}, expected "
-                         f"{expected} bytes for {storage.numel} elements")
+        raise ValueError(f"storage {storage.key}: found {'no record' if info is None else f'{found} bytes'}, "
+                         f"expected {expected} bytes for {storage.numel} elements")
     numel = expected // tensor.dtype.itemsize
     reach = 0 if 0 in tensor.shape else 1                # elements from the view's first to its last
     for stride, size in sorted(zip(tensor.strides, tensor.shape)) if reach else ():
         if size > 1:
             if stride < reach:
                 raise ValueError(f"storage {storage.key}: found a tensor of shape {tensor.shape} and strides "
-                                 f"{tensor.strides}, which meets elements more than once; expected strides that do not "
-                                 "overlap")
+                                 f"{tensor.strides}, which meets elements more than once; expected strides "
+                                 "that do not overlap")
             reach += stride * (size - 1)
     if tensor.offset + reach > numel:
-        raise ValueError(f"storage {storage.key}: found a tensor of shape {tensor.shape}, strides {tensor.strides} and "
-                         f"offset {tensor.offset}, which reaches to element {tensor.offset + reach}; the storage has "
-                         f"{numel}")
+        raise ValueError(f"storage {storage.key}: found a tensor of shape {tensor.shape}, strides "
+                         f"{tensor.strides} and "
+                         f"offset {tensor.offset}, which reaches to element {tensor.offset + reach}; the "
+                         f"storage has {numel}")
 
 
 def write_torch(path, tree):
@@ -166,7 +173,8 @@ def write_torch(path, tree):
     pickle, arrays = write_pickle(tree)
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         def write(name, data):
-            with archive.open(zipfile.ZipInfo(f"archive/{name}"), "w", force_zip64=len(data) >= 2**31) as record:
+            info = zipfile.ZipInfo(f"archive/{name}")
+            with archive.open(info, "w", force_zip64=len(data) >= 2**31) as record:
                 record.write(data)
         write("data.pkl", pickle)
         write("byteorder", b"little")

@@ -1,8 +1,8 @@
-"""The small part of pickle that a torch file of weights is written in: read without running anything, and written.
+"""The small part of pickle that a torch file of weights is written in: read without running it, and written.
 
-A pickle is a program for a stack machine, and two of its instructions, REDUCE and BUILD, call whatever the file names.
-Here they are not calls: a name from the file becomes a `_Name`, a mere string with a type, and REDUCE knows the four
-combinations of names and arguments that stand for tensors. Python's own unpickler is not used.
+A pickle is a program for a stack machine, and two of its instructions, REDUCE and BUILD, call what the file
+names. Here they are not calls: a name from the file becomes a `_Name`, a mere string with a type, and REDUCE
+knows the four combinations of names and arguments that stand for tensors. Python's own unpickler is not used.
 """
 import pickletools
 import struct
@@ -13,11 +13,12 @@ import numpy as np
 
 _STORAGES = {
     "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16,
+    "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32,
+    "ShortStorage": np.int16,
     "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
 }
-_DTYPES = {name: getattr(np, name) for name in ("float64", "float32", "float16", "int64", "int32", "int16", "int8",
-                                                "uint64", "uint32", "uint16", "uint8")}
+_DTYPES = {name: getattr(np, name) for name in ("float64", "float32", "float16", "int64", "int32", "int16",
+                                                "int8", "uint64", "uint32", "uint16", "uint8")}
 _DTYPES |= {"bfloat16": ml_dtypes.bfloat16, "bool": np.bool_}
 _STORAGE_OF = {np.dtype(dtype): name for name, dtype in _STORAGES.items()}
 
@@ -58,8 +59,9 @@ def read_pickle(data):
 
     Args:
       data: bytes.
-    Returns: (nested dicts, lists, tuples, strings, numbers, None and `TensorView`; list of all its TensorViews).
-    Raises: ValueError at the first instruction, name or argument that weights have no need of. Nothing was executed.
+    Returns: (nested dicts, lists, tuples, strings, numbers, None and `TensorView`; list of its TensorViews).
+    Raises: ValueError at the first instruction, name or argument that weights have no need of. Nothing was
+      executed.
     """
     machine = _Machine()
     try:
@@ -68,12 +70,12 @@ def read_pickle(data):
                 break
             step = _STEPS.get(opcode.name)
             if step is None:
-                raise ValueError(f"found the pickle instruction {opcode.name} at byte {position}, expected only those "
-                                 "that describe tensors and dicts of them; nothing was executed")
+                raise ValueError(f"found the pickle instruction {opcode.name} at byte {position}, expected "
+                                 "only those that describe tensors and dicts of them; nothing was executed")
             step(machine, argument)
     except (IndexError, KeyError, TypeError, struct.error, UnicodeError) as error:
-        raise ValueError(f"found a malformed pickle ({type(error).__name__}: {error}), expected one as torch.save "
-                         "writes it") from error
+        raise ValueError(f"found a malformed pickle ({type(error).__name__}: {error}), expected one as "
+                         "torch.save writes it") from error
     if len(machine.stack) != 1:
         raise ValueError(f"found a pickle that leaves {len(machine.stack)} objects, expected one")
     return machine.stack[0], machine.tensors
@@ -93,7 +95,8 @@ class _Machine:
 
     def top(self, kind):
         if type(self.stack[-1]) is not kind:
-            raise ValueError(f"found a {type(self.stack[-1]).__name__} in the pickle, expected a {kind.__name__}")
+            found = type(self.stack[-1]).__name__
+            raise ValueError(f"found a {found} in the pickle, expected a {kind.__name__}")
         return self.stack[-1]
 
 
@@ -160,13 +163,13 @@ def _global(machine, argument):
     else:
         module, name = argument.split(" ", 1)
     if type(module) is not str or type(name) is not str or (module, name) not in _ALLOWED:
-        raise ValueError(f"found a reference to {_shown(module)}.{_shown(name)}, expected only tensors, storages and "
-                         "OrderedDict; nothing was executed")
+        raise ValueError(f"found a reference to {_shown(module)}.{_shown(name)}, expected only tensors, "
+                         "storages and OrderedDict; nothing was executed")
     machine.stack.append(_Name(module, name))
 
 
 def _build(machine, argument):
-    machine.stack.pop()                          # attributes of a state_dict: "_metadata", versions of torch's layers
+    machine.stack.pop()                 # attributes of a state_dict: "_metadata", versions of torch's layers
     machine.top(dict)
 
 
@@ -176,7 +179,8 @@ def _persistent(machine, argument):
         raise ValueError("found a reference to something outside of the pickle that is no storage")
     _, kind, key, _, numel = found
     if type(key) is not str or not _is_count(numel):
-        raise ValueError(f"found a storage {_shown(key)} of {_shown(numel)} elements, expected a name and a count")
+        raise ValueError(f"found a storage {_shown(key)} of {_shown(numel)} elements, expected a name and a "
+                         "count")
     if kind != _UNTYPED and kind.name not in _STORAGES:
         raise ValueError(f"found {kind.module}.{kind.name} as the type of a storage")
     machine.stack.append(Storage(key, None if kind == _UNTYPED else np.dtype(_STORAGES[kind.name]), numel))
@@ -194,8 +198,8 @@ def _reduce(machine, argument):
         machine.tensors.append(tensor)
         machine.stack.append(tensor)
     else:
-        raise ValueError("found a call in the pickle that does not make a tensor or an empty OrderedDict; nothing was "
-                         "executed")
+        raise ValueError("found a call in the pickle that does not make a tensor or an empty OrderedDict; "
+                         "nothing was executed")
 
 
 def _tensor(storage, offset, shape, strides, dtype):
@@ -210,9 +214,11 @@ def _tensor(storage, offset, shape, strides, dtype):
         raise ValueError(f"found {where} whose dtype is said twice or never")
     for what, numbers in (("shape", shape), ("strides", strides), ("offset", (offset,))):
         if type(numbers) is not tuple or len(numbers) > 16 or not all(map(_is_count, numbers)):
-            raise ValueError(f"found {where} with the {what} {_shown(numbers)}, expected numbers from 0 on, at most 16")
+            raise ValueError(f"found {where} with the {what} {_shown(numbers)}, expected numbers from 0 on, "
+                             "at most 16")
     if len(shape) != len(strides):
-        raise ValueError(f"found {where} of {len(shape)} sizes and {len(strides)} strides, expected as many of both")
+        raise ValueError(f"found {where} of {len(shape)} sizes and {len(strides)} strides, expected as many "
+                         "of both")
     return TensorView(storage, dtype or storage.dtype, offset, shape, strides)
 
 
@@ -232,8 +238,10 @@ _STEPS = {
     "MARK": _constant(lambda: _MARK), "NONE": _constant(lambda: None),
     "NEWTRUE": _constant(lambda: True), "NEWFALSE": _constant(lambda: False),
     "EMPTY_DICT": _constant(dict), "EMPTY_LIST": _constant(list), "EMPTY_TUPLE": _constant(tuple),
-    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"), _push),
-    **dict.fromkeys(("BINPUT", "LONG_BINPUT", "MEMOIZE"), _store), **dict.fromkeys(("BINGET", "LONG_BINGET"), _fetch),
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"),
+                    _push),
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT", "MEMOIZE"), _store),
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), _fetch),
     "TUPLE": _tuple, "TUPLE1": _tuple_of(1), "TUPLE2": _tuple_of(2), "TUPLE3": _tuple_of(3),
     "APPEND": _append, "APPENDS": _appends, "SETITEM": _set_item, "SETITEMS": _set_items,
     "GLOBAL": _global, "STACK_GLOBAL": _global, "BINPERSID": _persistent, "REDUCE": _reduce, "BUILD": _build,
@@ -245,7 +253,8 @@ def write_pickle(tree):
 
     Args:
       tree: nested dicts, lists, strings, numbers, bools, None and numpy arrays.
-    Returns: (bytes, list of arrays: record i holds the elements of array i in C order). Equal array objects share one.
+    Returns: (bytes, list of arrays: record i holds the elements of array i in C order). Equal array objects
+      share one.
     Raises: ValueError for anything else.
     """
     out, arrays = bytearray(b"\x80\x02"), {}
