@@ -75,7 +75,7 @@ _BH = {"text_encoder": _CLIP_TEXT, "num_blocks": 8, "text_mlp_dim": 2048, "text_
 
 # Small enough to learn rendered scenes on a laptop's CPU within minutes; every part of GLIPv2-T is there.
 _NANO = ModelConfig(
-    ImageEncoderConfig(32, (1, 1, 2, 1), (2, 4, 8, 16), window=4, drop_path=0.0),
+    ImageEncoderConfig(32, (2, 2, 2, 1), (2, 4, 8, 16), window=4, drop_path=0.0, convolutional=True),
     TextEncoderConfig("bert", 30522, width=64, num_layers=2, num_heads=4, mlp_dim=128, max_positions=256, dropout=0.0),
     channels=64, num_blocks=2, fusion_dim=256, fusion_heads=4, fusion_dropout=0.0, drop_block=0.0, text_mlp_dim=128,
     text_heads=4, num_class_logits=0, **_V2)
