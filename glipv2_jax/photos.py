@@ -17,7 +17,7 @@ def detect():
     """`glipv2 detect PHOTO… "a cat. a dog."`: boxes of the named classes. Exits with an error for bad arguments."""
     args = _parser("detect", "the class names, with a full stop between two: \"a cat. a dog.\"").parse_args()
     if args.example:
-        scene, names = _example()
+        scene, names = example_scene()
         args.inputs = args.inputs or [". ".join(names)]
         photos = {"example": scene}
     else:
@@ -35,7 +35,7 @@ def ground():
     """`glipv2 ground PHOTO… "a cat on a red chair"`: boxes of the caption's phrases, coloured like its words."""
     args = _parser("ground", "the caption; its noun phrases are found, or name them with --phrases").parse_args()
     if args.example:
-        photo, caption = _example_caption()
+        photo, caption = example_caption()
         args.inputs, photos = args.inputs or [caption], {"example": photo}
     else:
         photos = _photos(args.inputs[:-1])
@@ -131,7 +131,7 @@ def _said(found):
     return ", ".join(f"{phrase} {score:.2f}" for phrase, score in zip(found.phrases, found.scores))
 
 
-def _example():
+def example_scene():
     """A rendered scene, and class names of which some are in it."""
     from input_pipeline.scenes import Scenes
     world = Scenes(seed=3, num_examples=1, split="test", canvas=(128, 128), max_objects=6)
@@ -141,7 +141,8 @@ def _example():
     return record["image"], present + absent[:EXAMPLE_CLASSES - len(present)]
 
 
-def _example_caption():
+def example_caption():
+    """The same scene with a caption of its objects."""
     from input_pipeline.scenes import Scenes
     record = Scenes(seed=3, num_examples=1, split="test", task="caption", canvas=(128, 128), max_objects=6)[0]
     return record["image"], record["caption"]
