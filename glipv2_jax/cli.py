@@ -22,16 +22,28 @@ def _ground():
     photos.ground()
 
 
+def _demo():
+    from glipv2_jax.demo import command
+    command.main()
+
+
 def _convert():
     from glipv2_jax.convert import command
     command.main()
 
 
+def _export():
+    from glipv2_jax import export
+    export.main()
+
+
 COMMANDS = {
     "detect": (_detect, "boxes of named classes: PHOTO… \"a cat. a dog.\""),
     "ground": (_ground, "boxes of a caption's phrases: PHOTO… \"a cat on a red chair\""),
+    "demo": (_demo, "a page on this computer: a photograph, words, boxes"),
     "train": (_train, "train, resume or evaluate a config: --config=… --workdir=… [--mode=evaluate]"),
     "convert": (_convert, "GLIP, BERT or Swin weights into a checkpoint, and back: FILE… --model= --output="),
+    "export": (_export, "a checkpoint as one file that runs with JAX alone: --checkpoint= --output="),
     "models": (_models, "the named models with their parameter counts"),
 }
 

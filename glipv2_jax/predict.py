@@ -28,6 +28,21 @@ PAD_MULTIPLE = 32            # the reference pads a batch to a multiple of this
 TEXTS_KEPT = 512             # encoded prompts a Detector remembers; one of GLIP-T takes 0.8 MB
 
 
+def decode(settings, raw, token_to_label, image_size, canvas):
+    """`detection.postprocess` with the settings of a run.
+
+    Args:
+      settings: `config.eval`. raw: (alignment logits [B, A, T], box deltas [B, A, 4], centerness [B, A]).
+      token_to_label: [C, T]. image_size: [B, 2]. canvas: (H, W), static.
+    Returns: as `postprocess`.
+    """
+    shapes = level_shapes(*canvas)
+    return postprocess(*raw, anchors(shapes), level_sizes(shapes), token_to_label, image_size,
+                       score_threshold=settings.score_threshold, pre_nms_top_n=settings.pre_nms_top_n,
+                       nms_threshold=settings.nms_threshold, max_detections=settings.max_detections,
+                       aggregation=settings.aggregation)
+
+
 class Predictor:
     """The compiled forward pass, in pieces so that an image is encoded once for all its prompts.
 
@@ -40,22 +55,12 @@ class Predictor:
 
     def __init__(self, model, mesh, settings):
         self.params = None
-        self._postprocess = functools.partial(
-            postprocess, score_threshold=settings.score_threshold, pre_nms_top_n=settings.pre_nms_top_n,
-            nms_threshold=settings.nms_threshold, max_detections=settings.max_detections,
-            aggregation=settings.aggregation)
 
         def predict(params, levels, words, token_mask):
             batch = len(levels[0])
             words, token_mask = (jnp.broadcast_to(x, (batch, *x.shape[1:])) for x in (words, token_mask))
             outputs = model.apply({"params": params}, levels, words, token_mask, method="predict")
             return outputs.alignment_logits, outputs.box_deltas, outputs.centerness
-
-        def decode(raw, token_to_label, image_size, canvas):
-            alignment, deltas, centerness = raw
-            shapes = level_shapes(*canvas)
-            return self._postprocess(alignment, deltas, centerness, anchors(shapes), level_sizes(shapes),
-                                     token_to_label, image_size)
 
         def embed(params, levels, words):
             return model.apply({"params": params}, levels, words, method="embed")
@@ -65,7 +70,8 @@ class Predictor:
         self._encode_image, self._encode_text = apply("encode_image"), apply("encode_text")
         self._predict, self._embed = jax.jit(predict), jax.jit(embed)
         # Replicated results: every process can read all of them.
-        self._decode = jax.jit(decode, static_argnames=("canvas",), out_shardings=sharding.replicated(mesh))
+        self._decode = jax.jit(functools.partial(decode, settings), static_argnames=("canvas",),
+                               out_shardings=sharding.replicated(mesh))
         self._gather = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(mesh))
 
     def encode_text(self, token_ids, token_mask):
@@ -116,7 +122,7 @@ class Detector:
 
     def __init__(self, model, params, tokenizer, settings, max_tokens=256):
         self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
-        self._settings = settings
+        self.settings = settings
         # One device: a program that shares a machine should not take all of it, and batches here are small.
         mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
         self._predictor = Predictor(model, mesh, settings)
@@ -124,6 +130,11 @@ class Detector:
         self._text = collections.OrderedDict()
         # A short prompt need not pay for a long one's tokens.
         self._lengths = sorted({min(n, max_tokens) for n in (64, 128, max_tokens)})
+
+    @property
+    def params(self):
+        """The parameters, as they lie on the device."""
+        return self._predictor.params
 
     @classmethod
     def from_pretrained(cls, directory, *, ema=False, dtype="float32"):
@@ -228,7 +239,7 @@ class Detector:
         text = [(caption, encoding, _padded_rows(tokens), np.arange(len(spans)))]
         batch, scales = self._batch([pixels], self._canvases([pixels], exact_canvas)[0])
         rows = _row(self._run(self._predictor.encode_image(batch), text, batch), 0)
-        return _merged([rows], scales[0], pixels, names, threshold, self._settings.max_detections, caption,
+        return _merged([rows], scales[0], pixels, names, threshold, self.settings.max_detections, caption,
                        tuple(tuple(of_phrase) for of_phrase in spans))
 
     def embed_text(self, texts):
@@ -280,7 +291,7 @@ class Detector:
 
     def _canvases(self, images, exact=False):
         """The canvas of every image."""
-        s = self._settings
+        s = self.settings
         if exact is True:
             sizes = [image_ops.resized_size(image.shape[:2], s.short_side, s.max_size) for image in images]
             exact = tuple(-(-max(sides) // PAD_MULTIPLE) * PAD_MULTIPLE for sides in zip(*sizes))
@@ -292,7 +303,7 @@ class Detector:
 
     def _batch(self, images, canvas):
         """Images on a canvas, and for each its (y, x) scale."""
-        s = self._settings
+        s = self.settings
         pixels, sizes, scales = [], [], []
         for image in images:
             size = image_ops.resized_size(image.shape[:2], s.short_side, s.max_size, canvas)

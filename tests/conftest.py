@@ -73,3 +73,28 @@ def reference_weights(reference_dir):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def detector():
+    """Detector with a tiny model of fresh weights and strong words, so that scores differ between classes and places."""
+    from configs import common
+    from glipv2_jax.models.config import model_config
+    from glipv2_jax.models.glipv2 import GLIPv2
+    from glipv2_jax.predict import Detector
+    from input_pipeline.tokenizer import Tokenizer
+    from tests.test_models import TINY
+    tokenizer = Tokenizer(literal=True)
+    config = model_config("glipv2_t", TINY | {"text_encoder": TINY["text_encoder"] | {
+        "vocab_size": tokenizer.vocab_size, "max_positions": 64}})
+    model = GLIPv2(config)
+    image = np.zeros((1, 64, 64, 3), np.uint8)
+    params = jax.jit(model.init)(jax.random.key(0), image, np.full((1, 2), 64, np.int32), np.zeros((1, 8), np.int32),
+                                 np.ones((1, 8), bool))["params"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(x.dtype), params)
+    params["grounding"]["bias0"] = params["grounding"]["bias0"] * 0
+    settings = common.get_config().eval
+    settings.canvases, settings.short_side, settings.max_size = ((64, 96), (96, 64)), 64, 96
+    settings.max_detections = 20
+    return Detector(model, params, tokenizer, settings, max_tokens=64)

@@ -11,13 +11,10 @@ from configs import common
 from glipv2_jax.convert.convert import convert
 from glipv2_jax.convert.torch_file import write_torch
 from glipv2_jax.detection.boxes import iou_matrix
-from glipv2_jax.models.config import model_config
-from glipv2_jax.models.glipv2 import GLIPv2
 from glipv2_jax.predict import Detector
 from input_pipeline.tokenizer import Tokenizer
 from tests import reference_models
 from tests.conftest import find_reference_dir
-from tests.test_models import TINY
 from tests.test_reference_models import MARGIN, _has_noise, _noise, compare_detections
 
 REFERENCE = find_reference_dir()
@@ -26,24 +23,6 @@ REFERENCE = find_reference_dir()
 @pytest.fixture(scope="module")
 def tokenizer():
     return Tokenizer(literal=True)
-
-
-@pytest.fixture(scope="module")
-def detector(tokenizer):
-    """Fresh weights with strong words, so that scores differ between classes and places."""
-    config = model_config("glipv2_t", TINY | {"text_encoder": TINY["text_encoder"] | {
-        "vocab_size": tokenizer.vocab_size, "max_positions": 64}})
-    model = GLIPv2(config)
-    image = np.zeros((1, 64, 64, 3), np.uint8)
-    params = jax.jit(model.init)(jax.random.key(0), image, np.full((1, 2), 64, np.int32), np.zeros((1, 8), np.int32),
-                                 np.ones((1, 8), bool))["params"]
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(x.dtype), params)
-    params["grounding"]["bias0"] = params["grounding"]["bias0"] * 0
-    settings = common.get_config().eval
-    settings.canvases, settings.short_side, settings.max_size = ((64, 96), (96, 64)), 64, 96
-    settings.max_detections = 20
-    return Detector(model, params, tokenizer, settings, max_tokens=64)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +54,7 @@ def test_converted_weights_give_the_reference_detections(case, tmp_path):
     convert([tmp_path / "glip.pth"], "glip_t", tmp_path / "weights",
             overrides=json.loads(json.dumps(dataclasses.asdict(config))))
     detector = Detector.from_pretrained(tmp_path / "weights")
-    detector._settings.short_side = 0             # the fixtures' pictures have the size that is fed
+    detector.settings.short_side = 0             # the fixtures' pictures have the size that is fed
     pictures, sizes, _, _ = reference_models.inputs(REFERENCE, case)
     images = [picture[:h, :w] for picture, (h, w) in zip(pictures, sizes)]
     if "names" in case.run_meta:
