@@ -33,8 +33,8 @@ def _convert():
 
 
 def _export():
-    from glipv2_jax import export
-    export.main()
+    from glipv2_jax.export import command
+    command.main()
 
 
 COMMANDS = {
@@ -43,7 +43,7 @@ COMMANDS = {
     "demo": (_demo, "a page on this computer: a photograph, words, boxes"),
     "train": (_train, "train, resume or evaluate a config: --config=… --workdir=… [--mode=evaluate]"),
     "convert": (_convert, "GLIP, BERT or Swin weights into a checkpoint, and back: FILE… --model= --output="),
-    "export": (_export, "a checkpoint as one file that runs with JAX alone: --checkpoint= --output="),
+    "export": (_export, "a checkpoint as one file for other programs: --output= [--format=jax|onnx]"),
     "models": (_models, "the named models with their parameter counts"),
 }
 

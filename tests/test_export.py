@@ -1,6 +1,5 @@
 """One file with the whole model: equal to the model, for any batch, and read without the package."""
 import importlib.resources
-import io
 import json
 import runpy
 import subprocess
@@ -13,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glipv2_jax import export
+from glipv2_jax.export import archive as archive_file
+from glipv2_jax.export import command, onnx_file
 
 NAMES = ["traffic light", "dog", "zebra crossing"]
 CANVAS, TOKENS = (64, 96), 32
@@ -22,7 +22,7 @@ CANVAS, TOKENS = (64, 96), 32
 @pytest.fixture(scope="module")
 def archive(detector, tmp_path_factory):
     path = tmp_path_factory.mktemp("export") / "model.glipv2"
-    export.write(detector, path, CANVAS, TOKENS)
+    archive_file.write(detector, path, CANVAS, TOKENS)
     return path
 
 
@@ -46,9 +46,7 @@ def test_the_file_holds_a_program_for_every_platform_and_any_batch(archive):
 
 def test_its_detections_are_the_detectors(archive, detector, photo):
     """Batch of three, the middle one different: also shows that examples do not mix."""
-    with zipfile.ZipFile(archive) as files:
-        exported = jax.export.deserialize(bytearray(files.read("forward.jax_export")))
-        params = dict(np.load(io.BytesIO(files.read("params.npz"))))
+    _, call, params = archive_file.read(archive)
     image = np.asarray(Image.open(photo))
     encoding = detector.tokenizer.encode(". ".join(NAMES), TOKENS)
     words = np.zeros((TOKENS // 2, TOKENS), bool)
@@ -57,7 +55,7 @@ def test_its_detections_are_the_detectors(archive, detector, photo):
         words[row] = (encoding.offsets[:, 0] >= begin) & (encoding.offsets[:, 1] <= begin + len(name))
         words[row] &= encoding.offsets[:, 1] > encoding.offsets[:, 0]
         begin += len(name) + 2
-    found = exported.call(params, np.stack([image, 255 - image, image]), np.array([CANVAS] * 3, np.int32),
+    found = call(params, np.stack([image, 255 - image, image]), np.array([CANVAS] * 3, np.int32),
                           np.stack([encoding.ids] * 3), np.stack([encoding.mask] * 3), words)
     for row, pixels in enumerate((image, 255 - image, image)):
         expected = detector.detect([pixels], NAMES, threshold=0)[0]
@@ -69,7 +67,7 @@ def test_its_detections_are_the_detectors(archive, detector, photo):
 
 
 def test_the_runner_needs_no_package_of_ours(archive, detector, photo, tmp_path):
-    source = importlib.resources.files("glipv2_jax") / "export_runner.py"
+    source = importlib.resources.files("glipv2_jax.export") / "runner.py"
     code = ("import runpy, sys; sys.modules['glipv2_jax'] = sys.modules['input_pipeline'] = None; "
             f"sys.argv = ['runner', {str(archive)!r}, {str(photo)!r}, 'traffic light. dog. zebra crossing.']; "
             f"runpy.run_path({str(source)!r})")
@@ -82,13 +80,34 @@ def test_the_runner_needs_no_package_of_ours(archive, detector, photo, tmp_path)
 def test_a_prompt_too_long_for_the_file_is_refused(archive, photo, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["runner", str(archive), str(photo), ". ".join(f"name {i}" for i in range(20))])
     with pytest.raises(SystemExit, match="expected at most 32"):
-        runpy.run_path(str(importlib.resources.files("glipv2_jax") / "export_runner.py"))
+        runpy.run_path(str(importlib.resources.files("glipv2_jax.export") / "runner.py"))
 
 
-@pytest.mark.parametrize("canvas, tokens, name, message", [
-    ((64, 100), 32, "m.glipv2", "64x100, expected multiples of 32"),
-    ((64, 96), 500, "m.glipv2", "found 500, expected 4 to 64"),
-    ((64, 96), 32, "m.py", "expected another suffix")])
-def test_what_cannot_work_is_refused(detector, tmp_path, canvas, tokens, name, message):
-    with pytest.raises(ValueError, match=message):
-        export.write(detector, tmp_path / name, canvas, tokens)
+@pytest.mark.parametrize("flags, message", [
+    (["--canvas=64x100"], "64x100, expected multiples of 32"),
+    (["--canvas=64"], "found '64', expected HEIGHTxWIDTH"),
+    (["--tokens=500"], "found 500, expected 4 to 64"),
+    (["--output=m.py"], "the runner beside it takes that name")])
+def test_what_cannot_work_is_refused(detector, monkeypatch, flags, message):
+    monkeypatch.setattr("glipv2_jax.predict.Detector.from_pretrained", lambda *args, **kwargs: detector)
+    with pytest.raises(SystemExit, match=message):
+        command.main(["--output=m.glipv2", *flags])
+
+
+def test_the_command_writes_compares_and_puts_the_runner_beside(detector, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("glipv2_jax.predict.Detector.from_pretrained", lambda *args, **kwargs: detector)
+    command.main([f"--output={tmp_path}/m.glipv2", "--canvas=64x64", "--tokens=64", "--platforms=cpu"])
+    said = capsys.readouterr().out
+    assert said.count("classes equal, boxes within") == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"m.glipv2", "m.py"}
+
+
+def test_onnx(detector, tmp_path):
+    """Boxes and scores of every anchor, from onnxruntime."""
+    pytest.importorskip("jax2onnx", reason="the extra onnx")
+    pytest.importorskip("onnxruntime", reason="the extra onnx")
+    onnx_file.write(detector, tmp_path / "m.onnx", CANVAS, TOKENS)
+    inputs = command._example(detector, CANVAS, TOKENS, 1)
+    said = onnx_file.compare(detector, tmp_path / "m.onnx", inputs)
+    boxes, scores = (float(part.split(" within ")[1].split(",")[0]) for part in said.split(": ")[1].split(", ")[1:])
+    assert boxes < 1e-5 and scores < 1e-5 and " 0 scores" not in said

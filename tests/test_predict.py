@@ -2,7 +2,6 @@
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
