@@ -1,0 +1,216 @@
+"""The page's server: a handful of named files, and one question, "what is in this picture?".
+
+It runs a model for whoever reaches it, so it lets in as little as it can. It knows its own names alone, since a
+foreign name may be made to point at this computer; it answers no other site's page; it reads no path and no
+address that a request names; it looks at a picture's size before it decodes a pixel.
+"""
+import base64
+import dataclasses
+import importlib.resources
+import io
+import logging
+import threading
+import time
+
+import flask
+import numpy as np
+import waitress
+from PIL import Image, UnidentifiedImageError
+from werkzeug.exceptions import HTTPException
+
+from glipv2_jax.draw import phrase_colors
+from input_pipeline import image_ops
+
+log = logging.getLogger(__name__)
+
+MAX_BYTES = 10 * 2**20              # of a file
+MAX_PIXELS = 40_000_000
+MAX_LETTERS, MAX_CLASSES = 5000, 300
+# The page asks once for nearly everything; its slider then chooses without another forward pass.
+LEAST_SCORE, MAX_DETECTIONS = 0.05, 300
+SHOWN_SIDE = 1600                   # longest side of the picture that goes back to the page
+# Few formats of the many that Pillow knows: some of the others start programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FILES = {"/": ("index.html", "text/html"), "/demo.js": ("demo.js", "text/javascript"),
+         "/demo.css": ("demo.css", "text/css")}
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; "
+                               "form-action 'self'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",    # a newer program on the same port has a newer page
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """What the page opens on: uint8 [H, W, 3] pixels, and a text for each kind of question."""
+    image: np.ndarray
+    classes: str
+    caption: str
+
+
+def make_app(detector, example, *, port, title=""):
+    """The web application.
+
+    Args:
+      detector: Detector, or anything with its `detect` and `ground`.
+      example: Example.
+      port: int, where it will be reached: a request that names another host or port is refused.
+      title: what the page calls the model.
+    Returns: flask.Flask.
+    """
+    app = flask.Flask(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BYTES + 2**20          # the file, its words, and what lies between them
+    app.json.ensure_ascii = False
+    hosts = {f"{name}{suffix}" for name in ("127.0.0.1", "localhost")
+             for suffix in ([f":{port}", ""] if port == 80 else [f":{port}"])}
+    one_at_a_time = threading.Lock()
+
+    @app.before_request
+    def refuse_strangers():
+        host = flask.request.headers.get("Host", "").lower()
+        if host not in hosts:
+            flask.abort(403, f"Host: found {host!r}, expected one of {', '.join(sorted(hosts))}")
+        if flask.request.method == "POST":
+            origin = flask.request.headers.get("Origin", f"http://{host}")
+            site = flask.request.headers.get("Sec-Fetch-Site", "same-origin")
+            if origin.lower() != f"http://{host}" or site != "same-origin":
+                flask.abort(403, f"Only this program's own page may ask; this came from {origin}")
+
+    @app.after_request
+    def add_headers(response):
+        response.headers.update(HEADERS)
+        return response
+
+    @app.errorhandler(HTTPException)
+    def say(error):
+        return {"error": error.description}, error.code
+
+    @app.errorhandler(Exception)
+    def say_where_to_look(error):
+        log.exception("the demo failed", exc_info=error)
+        return {"error": "The program failed; its terminal says where."}, 500
+
+    static = importlib.resources.files(__package__) / "static"
+    for path, (name, kind) in FILES.items():
+        # Read now, so that no request ever reaches a file.
+        body = (static / name).read_bytes()
+        app.add_url_rule(path, name, lambda body=body, kind=kind: flask.Response(body, content_type=f"{kind}; "
+                                                                                 "charset=utf-8"))
+
+    @app.get("/about")
+    def about():
+        return {"title": title, "classes": example.classes, "caption": example.caption,
+                "picture": _data_url(example.image), "maxBytes": MAX_BYTES, "leastScore": LEAST_SCORE}
+
+    @app.post("/find")
+    def find():
+        if flask.request.mimetype != "multipart/form-data":
+            flask.abort(415, f"Content-Type: found {flask.request.mimetype!r}, expected multipart/form-data")
+        if (flask.request.content_length or 0) > app.config["MAX_CONTENT_LENGTH"]:
+            flask.abort(413, _too_large())
+        kind, text = flask.request.form.get("kind"), flask.request.form.get("text", "")
+        names = _checked_words(kind, text)
+        upload = flask.request.files.get("image")
+        name, image = ("example.png", example.image) if upload is None else _read(upload)
+        with one_at_a_time:
+            started = time.perf_counter()
+            try:
+                if kind == "classes":
+                    found = detector.detect([image], names, threshold=LEAST_SCORE, max_detections=MAX_DETECTIONS)[0]
+                else:
+                    found = detector.ground(image, text, threshold=LEAST_SCORE)
+            except ValueError as error:
+                log.warning("not found: %s", error, exc_info=True)
+                flask.abort(400, str(error))
+            seconds = time.perf_counter() - started
+        return _answer(found, name) | {"seconds": round(seconds, 3)}
+
+    return app
+
+
+def make_server(app, listening):
+    """Waitress around the application.
+
+    Args:
+      app: from `make_app`. listening: a bound socket.
+    Returns: server with `run()` and `close()`.
+    """
+    # Waitress keeps a body before the application sees it: it stops a little later, so that the clear text comes.
+    return waitress.create_server(app, sockets=[listening], threads=4, ident=None, max_request_body_size=4 * MAX_BYTES)
+
+
+def _too_large():
+    return f"The file is larger than {MAX_BYTES // 2**20} MB. Make it smaller first."
+
+
+def _checked_words(kind, text):
+    """The class names of a text, or [] for a caption. Stops the request for words that cannot be asked."""
+    if kind not in ("classes", "caption"):
+        flask.abort(400, f"kind: found {kind!r}, expected classes or caption")
+    if len(text) > MAX_LETTERS:
+        flask.abort(400, f"The words have {len(text)} letters; at most {MAX_LETTERS} are read.")
+    if not text.strip(" .\r\n\t"):
+        flask.abort(400, "No words yet: type what to look for.")
+    if kind == "caption":
+        return []
+    names = [name.strip() for name in text.replace("\n", ".").split(".") if name.strip()]
+    if len(names) > MAX_CLASSES:
+        flask.abort(400, f"{len(names)} classes; at most {MAX_CLASSES} are searched at once.")
+    return names
+
+
+def _read(upload):
+    """(name, pixels) of an uploaded file. Stops the request for a file that is too large or no picture."""
+    # A browser sends the bare name; only its last part is kept whatever is sent, and no file is opened by it.
+    name = upload.filename.replace("\\", "/").rsplit("/", 1)[-1] or "picture"
+    data = upload.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        flask.abort(413, _too_large())
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)             # reads the header only
+        if picture.width * picture.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        flask.abort(413, f"{name}: more than {MAX_PIXELS // 10**6} million pixels. Make it smaller first.")
+    except UnidentifiedImageError:
+        flask.abort(400, f"{name}: not a picture that can be read; expected JPEG, PNG, WebP, GIF, BMP or TIFF.")
+    except (OSError, SyntaxError, ValueError) as error:
+        flask.abort(400, f"{name}: cannot read the image: {error}")
+    try:
+        return name, image_ops.as_pixels(picture, name=name)
+    except ValueError as error:
+        flask.abort(400, str(error))
+
+
+def _answer(found, name):
+    """What the page draws and offers for download."""
+    # Labels are only carried along, so numbers in their place say which detections stay.
+    numbered = dataclasses.replace(found, labels=np.arange(len(found)))
+    best = set(numbered.without_overlaps().labels.tolist())
+    height, width = found.image.shape[:2]
+    # As in `Detections.draw`, so that page and picture file have equal colours.
+    colors = phrase_colors(found.names if found.caption is not None else [*found.phrases, *found.names])
+    rows = found.to_coco(1)
+    return {
+        "record": found.to_odvg(name),
+        "coco": {
+            "images": [{"id": 1, "file_name": name, "height": height, "width": width}],
+            "categories": [{"id": k + 1, "name": text} for k, text in enumerate(found.names)],
+            "annotations": [row | {"id": k + 1, "area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
+                            for k, row in enumerate(rows)]},
+        "labels": found.labels.tolist(), "best": [k in best for k in range(len(found))],
+        "names": list(found.names), "spans": found.spans,
+        "colors": ["#{:02x}{:02x}{:02x}".format(*colors[text]) for text in found.names],
+        "picture": _data_url(found.image)}
+
+
+def _data_url(pixels):
+    """The picture as the model saw it: upright, opaque, and in a format that every browser shows."""
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.BILINEAR)
+    file, drawn = io.BytesIO(), max(picture.size) <= 512             # small drawings suffer most from JPEG
+    picture.save(file, "PNG") if drawn else picture.save(file, "JPEG", quality=90)
+    return f"data:image/{'png' if drawn else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
