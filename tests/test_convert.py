@@ -6,6 +6,7 @@ import re
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -185,6 +186,22 @@ def test_glipv2_starts_from_glip_with_new_heads_listed(recipe_state, convert, tm
     state = names.reference_from_parameters(params, config)
     assert all(state[key].tobytes() == value.tobytes() for key, value in recipe_state().items()
                if "position_ids" not in key)
+
+
+def test_slim_keeps_what_prediction_needs_in_bfloat16(recipe_state, convert, tmp_path, capsys):
+    file = tmp_path / "glip.pth"
+    write_torch(file, {"model": with_prefix(recipe_state("glipv2_t"))})
+    full = convert(file, model="glipv2_t")
+    main([str(full), "--to=slim", f"--output={tmp_path / 'slim'}"])
+    assert "parameters in bfloat16" in capsys.readouterr().out
+    (before, _), (after, config) = loaded(full), loaded(tmp_path / "slim")
+    assert "mlm" in before and "mlm" not in after and not config.mlm_head
+    before.pop("mlm")
+    assert jax.tree.all(jax.tree.map(
+        lambda x, y: y.dtype == np.float32 and np.array_equal(np.asarray(x, jnp.bfloat16), y), before, after))
+    assert (tmp_path / "slim" / "vocab.txt").read_bytes() == (full / "vocab.txt").read_bytes()
+    with pytest.raises(SystemExit, match="found checkpoints there"):
+        main([str(full), "--to=slim", f"--output={tmp_path / 'slim'}"])
 
 
 def test_training_heads_are_taken_or_listed(recipe_state, convert, tmp_path):

@@ -1,4 +1,4 @@
-"""`glipv2 convert`: weights of GLIP, BERT and Swin in; a checkpoint in the reference's layout out."""
+"""`glipv2 convert`: weights of GLIP, BERT and Swin in; a checkpoint in the reference's layout, or a slim one, out."""
 import argparse
 import json
 import os
@@ -11,12 +11,16 @@ from glipv2_jax.models.config import VARIANTS, model_config
 def main(argv=None):
     """Entry point. Exits with a message, and without a trace, for files and arguments that cannot work."""
     args = _parser().parse_args(argv)
-    from glipv2_jax.convert import convert, report  # late: --help should not wait for jax's helpers
+    from glipv2_jax.convert import convert, report, slim  # late: --help should not wait for jax's helpers
     try:
         if args.to:
             _check_export(args)
-            state = convert.export(args.inputs[0], args.output, args.to, ema=args.ema)
-            print(f"{args.output}: {len(state)} keys in the layout of microsoft/GLIP, {args.to}")
+            if args.to == "slim":
+                params = slim.slim(args.inputs[0], args.output, ema=args.ema)
+                print(f"{args.output}: {sum(x.size for x in params.values()) / 1e6:.1f} M parameters in bfloat16")
+            else:
+                state = convert.export(args.inputs[0], args.output, args.to, ema=args.ema)
+                print(f"{args.output}: {len(state)} keys in the layout of microsoft/GLIP, {args.to}")
             return
         if not args.model:
             raise ValueError(f"--model: found none, expected one of {', '.join(sorted(VARIANTS))}")
@@ -38,8 +42,10 @@ def _parser():
     parser.add_argument("--model", choices=sorted(VARIANTS), metavar="NAME",
                         help="model to fill: glip_a, glip_t (also B and C), glip_l, glipv2_t, …; see "
                         "`glipv2 models`")
-    parser.add_argument("--output", required=True, help="new folder; with --to, new file")
-    parser.add_argument("--to", choices=("torch", "safetensors"), help="write the reference's layout instead")
+    parser.add_argument("--output", required=True, help="new folder; new file with --to=torch or safetensors")
+    parser.add_argument("--to", choices=("torch", "safetensors", "slim"), help="from a folder of this project: "
+                        "the reference's layout as one of these files, or a slim folder for prediction: bfloat16, no "
+                        "optimizer")
     parser.add_argument("--ema", action="store_true", help="take the averaged weights, not the last ones")
     parser.add_argument("--report", action="store_true", help="print what became of every weight")
     parser.add_argument("--overrides", default="", help="JSON, or a file of it: other fields of the model")

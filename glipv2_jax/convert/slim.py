@@ -1,0 +1,49 @@
+"""A checkpoint for prediction alone: a quarter of the bytes or less, to be passed on."""
+import dataclasses
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glipv2_jax.checkpoint import Checkpoints, load_params, read_about
+from glipv2_jax.models.config import config_from_dict
+from glipv2_jax.models.describe import parameter_shapes
+from glipv2_jax.train_state import TrainState
+
+
+def slim(directory, output, *, ema=False):
+    """Writes a workdir that holds parameters in bfloat16, without optimizer, averages and the head of masked words.
+
+    `Detector`, `init_from` and everything else that reads a workdir read it; parameters come back as float32.
+
+    Args:
+      directory: a workdir, of training or of `convert`.
+      output: folder; must not hold checkpoints yet.
+      ema: take the averaged parameters.
+    Returns: dict of path → array, as written.
+    Raises: FileNotFoundError without a checkpoint; ValueError for an output that is in use.
+    """
+    directory, output = pathlib.Path(directory), pathlib.Path(output)
+    if (output / "checkpoints").exists():
+        raise ValueError(f"{output}: found checkpoints there, expected a new folder")
+    about = read_about(directory)
+    config, run = config_from_dict(about["model"]), about["config"]
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+                            parameter_shapes(config))
+    params = dict(load_params(directory, abstract, ema=ema))
+    params.pop("mlm", None)
+    params = jax.tree.map(lambda x: np.asarray(x.astype(jnp.bfloat16)), params)
+    config = dataclasses.replace(config, mlm_head=False)
+    run["model"]["overrides"] = run["model"]["overrides"] | {"mlm_head": False}
+
+    output.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(output)
+    checkpoints.save(TrainState(np.int32(about["next_step"]), params, (), None), run, dataclasses.asdict(config))
+    checkpoints.close()
+    if (directory / "vocab.txt").exists():
+        shutil.copyfile(directory / "vocab.txt", output / "vocab.txt")
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
