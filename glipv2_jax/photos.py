@@ -9,7 +9,6 @@ import time
 from glipv2_jax.metrics import Progress
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-DEFAULT_CHECKPOINT = "runs/quickstart"     # what launch/quickstart.sh leaves
 EXAMPLE_CLASSES = 12
 
 
@@ -50,8 +49,8 @@ def _parser(command, text):
         f"glipv2 {command}", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description="Photographs may be files, folders and patterns such as 'holiday/*.jpg'.")
     parser.add_argument("inputs", nargs="*", metavar="PHOTO", help=f"photographs, and last {text}")
-    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT,
-                        help="folder that training or `glipv2 convert` wrote; the quickstart's knows rendered shapes")
+    parser.add_argument("--checkpoint", help="folder that training or `glipv2 convert` wrote; by default the small "
+                        "weights of the package, which know rendered shapes")
     parser.add_argument("--output", default="found", help="folder of the pictures and JSON files; made when missing")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score of a box")
     parser.add_argument("--overlaps", action="store_true", help="also boxes that cover a better one of another name")
@@ -134,7 +133,7 @@ def _said(found):
 def example_scene():
     """A rendered scene, and class names of which some are in it."""
     from input_pipeline.scenes import Scenes
-    world = Scenes(seed=3, num_examples=1, split="test", canvas=(128, 128), max_objects=6)
+    world = Scenes(seed=9, num_examples=1, split="test", canvas=(128, 128), max_objects=6)
     record = world[0]
     present = sorted({world.class_names[c] for c in record["classes"]})
     absent = [name for name in world.class_names[::7] if name not in present]
@@ -144,5 +143,5 @@ def example_scene():
 def example_caption():
     """The same scene with a caption of its objects."""
     from input_pipeline.scenes import Scenes
-    record = Scenes(seed=3, num_examples=1, split="test", task="caption", canvas=(128, 128), max_objects=6)[0]
+    record = Scenes(seed=9, num_examples=1, split="test", task="caption", canvas=(128, 128), max_objects=6)[0]
     return record["image"], record["caption"]

@@ -19,6 +19,7 @@ from glipv2_jax.models.config import config_from_dict
 from glipv2_jax.models.describe import parameter_shapes
 from glipv2_jax.models.glipv2 import GLIPv2
 from glipv2_jax.phrases import noun_phrases
+from glipv2_jax.weights import BUILT_IN
 from input_pipeline import image_ops, prompts, text_ops
 from input_pipeline.tokenizer import Tokenizer
 
@@ -107,7 +108,7 @@ class Predictor:
 class Detector:
     """Finds what words say in images.
 
-        detector = Detector.from_pretrained("runs/quickstart")
+        detector = Detector.from_pretrained("weights/glip_t")
         found = detector.detect([image], ["cat", "remote control"])[0]
         found = detector.ground(image, "a cat asleep beside two remote controls")
 
@@ -137,16 +138,17 @@ class Detector:
         return self._predictor.params
 
     @classmethod
-    def from_pretrained(cls, directory, *, ema=False, dtype="float32"):
+    def from_pretrained(cls, directory=None, *, ema=False, dtype="float32"):
         """A detector from a folder that training or `glipv2 convert` wrote: weights, model, words and image sizes.
 
         Args:
-          directory: path. ema: take the averaged parameters.
+          directory: path; None: the small weights of the package, which know rendered shapes.
+          ema: take the averaged parameters.
           dtype: of computation, "float32" or "bfloat16"; parameters stay float32.
         Raises: FileNotFoundError without a checkpoint; ValueError if it does not fit its own description.
         """
         from ml_collections import ConfigDict
-        directory = pathlib.Path(directory)
+        directory = pathlib.Path(directory or BUILT_IN)
         about = read_about(directory)
         config = config_from_dict(about["model"])
         settings, data = ConfigDict(about["config"]["eval"]), about["config"]["data"]

@@ -13,8 +13,8 @@ def main(argv=None):
     Args:
       argv: list of str; None: those of the process.
     """
-    from glipv2_jax.photos import DEFAULT_CHECKPOINT, example_caption, example_scene
-    args = _parser(DEFAULT_CHECKPOINT).parse_args(argv)
+    from glipv2_jax.photos import example_caption, example_scene
+    args = _parser().parse_args(argv)
     if any(importlib.util.find_spec(name) is None for name in ("flask", "waitress")):
         sys.exit('glipv2 demo: needs Flask and waitress: pip install "glipv2_jax[demo]"')
     listening = _bound(args.port)          # before the model, which takes longer to load than to be refused
@@ -30,7 +30,7 @@ def main(argv=None):
     scene, names = example_scene()
     example = Example(scene, classes=". ".join(names) + ".", caption=example_caption()[1])
     port = listening.getsockname()[1]
-    server = make_server(make_app(detector, example, port=port, title=str(args.checkpoint)), listening)
+    server = make_server(make_app(detector, example, port=port, title=args.checkpoint or "built-in weights: rendered shapes"), listening)
     print(f"Open http://{ADDRESS}:{port} in a browser on this computer. Ctrl-C ends the program.", flush=True)
     try:
         server.run()
@@ -38,11 +38,11 @@ def main(argv=None):
         server.close()
 
 
-def _parser(checkpoint):
+def _parser():
     parser = argparse.ArgumentParser("glipv2 demo", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
                                      description="A page on this computer: drop a photograph, type words, see boxes.")
-    parser.add_argument("--checkpoint", default=checkpoint,
-                        help="folder that training or `glipv2 convert` wrote; the quickstart's knows rendered shapes")
+    parser.add_argument("--checkpoint", help="folder that training or `glipv2 convert` wrote; by default the small "
+                        "weights of the package, which know rendered shapes")
     parser.add_argument("--port", type=int, default=8000, help="of the page; 0 takes a free one")
     parser.add_argument("--ema", action="store_true", help="use the averaged parameters")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of computation")

@@ -76,11 +76,10 @@ def _example(detector, canvas, max_tokens, batch):
 
 
 def _parser():
-    from glipv2_jax.photos import DEFAULT_CHECKPOINT
     parser = argparse.ArgumentParser("glipv2 export", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
                                      description=__doc__.split(": ", 1)[1])
-    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT,
-                        help="folder that training or `glipv2 convert` wrote")
+    parser.add_argument("--checkpoint", help="folder that training or `glipv2 convert` wrote; by default the small "
+                        "weights of the package")
     parser.add_argument("--output", required=True,
                         help="new file; of the kind jax, a runner of the same name, .py, is put beside it")
     parser.add_argument("--format", default="jax", choices=("jax", "onnx"),
