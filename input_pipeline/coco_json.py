@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from input_pipeline import image_ops
+from input_pipeline.masks import decode_mask
 
 _SHOWN = 10                          # problems listed in one error
 _LARGEST_ID = 2**31 - 1
@@ -147,15 +148,9 @@ class CocoJson:
         return len(self)
 
     def _read_image(self, index):
-        path, expected = self.image_folder / self._images[index]["file_name"], self.image_size(index)
-        image = image_ops.decode(path)
-        if image.shape[:2] != expected:
-            upright, image = image, image_ops.decode(path, upright=False)
-            if image.shape[:2] != expected:
-                raise ValueError(f"{path}: image {self._images[index]['id']}: found {_by(upright.shape)} "
-                                 f"pixels (width x height), expected {_by(expected)} as "
-                                 f"{self.json_path.name} states")
-        return image
+        image = self._images[index]
+        return image_ops.decode_of_size(self.image_folder / image["file_name"], self.image_size(index),
+                                        f"image {image['id']}", f"{self.json_path.name} states")
 
     def _read_masks(self, index):
         height, width = self.image_size(index)
@@ -163,7 +158,7 @@ class CocoJson:
         masks = np.zeros((len(rows), height, width), np.bool_)
         for mask, row in zip(masks, rows):
             try:
-                mask[:] = _mask(self._segmentations[row], self._boxes[row], (height, width))
+                mask[:] = decode_mask(self._segmentations[row], self._boxes[row], (height, width))
             except Exception as error:                          # pycocotools raises what it likes
                 raise ValueError(f"{self.json_path}: annotation {self._annotation_ids[row]} of image "
                                  f"{self._images[index]['id']}: cannot read its segmentation: {error}"
@@ -265,46 +260,6 @@ def _has_area_inside(box, image):
 def _trainable(annotation):
     """Training drops crowds and boxes of one pixel."""
     return not annotation.get("iscrowd", 0) and min(annotation["bbox"][2:]) > 1
-
-
-def _mask(segmentation, box, size):
-    """bool [h, w] of polygons, of RLE with counts as text or as a list, or of the box where there is none."""
-    if not segmentation:
-        mask = np.zeros(size, np.bool_)
-        x1, y1, x2, y2 = np.round(box).astype(int).clip(0)
-        mask[y1:y2 + 1, x1:x2 + 1] = True
-        return mask
-    if isinstance(segmentation, list):
-        from pycocotools import mask as coco_mask  # here, as only polygons need it
-        segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
-    if list(segmentation["size"]) != list(size):
-        raise ValueError(f"found size {segmentation['size']}, expected {list(size)} (height, width)")
-    counts = segmentation["counts"]
-    counts = counts if isinstance(counts, list) else _run_lengths(counts)
-    if sum(counts) != size[0] * size[1]:
-        raise ValueError(f"found runs of {sum(counts)} pixels in all, expected {size[0] * size[1]}")
-    runs = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-    return runs.reshape(size[::-1]).T                       # runs go down the columns
-
-
-def _run_lengths(text):
-    """Run lengths from COCO's compressed text: 5 bits a character, from the third run on the difference to
-    the run two before. Not `pycocotools.mask.decode`, which warns under numpy 2 (pycocotools 2.0.11)."""
-    counts, value, shift = [], 0, 0
-    for character in text.encode() if isinstance(text, str) else text:
-        bits = character - 48
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:                                   # last character of this number
-            if bits & 16:
-                value -= 1 << shift
-            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-            value = shift = 0
-    return counts
-
-
-def _by(size):
-    return f"{size[1]}x{size[0]}"
 
 
 def _refuse(path, problems):

@@ -38,6 +38,27 @@ def decode(file: str | os.PathLike | bytes, *, name: str | None = None, upright:
         raise ValueError(f"{name}: cannot read the image: {error}") from error
 
 
+def decode_of_size(file: str | os.PathLike | bytes, size: tuple[int, int], record: str, source: str, *,
+                   name: str | None = None) -> np.ndarray:
+    """Reads an image whose annotations state its size.
+
+    As a rule that is the upright image. Where EXIF asks for a quarter turn and the size is that before it, the image is
+    given as stored: that is what was annotated, and what results are scored in.
+
+    Args:
+      size: (height, width). record, source: what an error calls the record, and how it says where the size is from.
+    Returns: uint8 [h, w, 3].
+    Raises: ValueError as `decode`, or for another size.
+    """
+    image = decode(file, name=name)
+    if image.shape[:2] != tuple(size):
+        upright, image = image, decode(file, name=name, upright=False)
+        if image.shape[:2] != tuple(size):
+            raise ValueError(f"{name or _name(file)}: {record}: found {upright.shape[1]}x{upright.shape[0]} pixels "
+                             f"(width x height), expected {size[1]}x{size[0]} as {source}")
+    return image
+
+
 def as_pixels(image, *, name: str = "image") -> np.ndarray:
     """An image in any form that people have it in: a path or the bytes of a file, a PIL image, an array.
 

@@ -1,0 +1,44 @@
+"""Instance masks in COCO's forms: polygons and run lengths."""
+import numpy as np
+
+
+def decode_mask(segmentation, box, size):
+    """bool [h, w] of one object.
+
+    Args:
+      segmentation: polygons, RLE with counts as text or as a list, or nothing: then the box is the mask.
+      box: [4] xyxy. size: (h, w).
+    Raises: ValueError for a size or a number of pixels that does not fit; what pycocotools raises for others.
+    """
+    if not segmentation:
+        mask = np.zeros(size, np.bool_)
+        x1, y1, x2, y2 = np.round(box).astype(int).clip(0)
+        mask[y1:y2 + 1, x1:x2 + 1] = True
+        return mask
+    if isinstance(segmentation, list):
+        from pycocotools import mask as coco_mask  # here, as only polygons need it
+        segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
+    if list(segmentation["size"]) != list(size):
+        raise ValueError(f"found size {segmentation['size']}, expected {list(size)} (height, width)")
+    counts = segmentation["counts"]
+    counts = counts if isinstance(counts, list) else _run_lengths(counts)
+    if sum(counts) != size[0] * size[1]:
+        raise ValueError(f"found runs of {sum(counts)} pixels in all, expected {size[0] * size[1]}")
+    runs = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return runs.reshape(size[::-1]).T                       # runs go down the columns
+
+
+def _run_lengths(text):
+    """Run lengths from COCO's compressed text: 5 bits a character, from the third run on the difference to
+    the run two before. Not `pycocotools.mask.decode`, which warns under numpy 2 (pycocotools 2.0.11)."""
+    counts, value, shift = [], 0, 0
+    for character in text.encode() if isinstance(text, str) else text:
+        bits = character - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:                                   # last character of this number
+            if bits & 16:
+                value -= 1 << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    return counts
