@@ -9,7 +9,7 @@ import numpy as np
 from glipv2_jax import draw, sharding
 from glipv2_jax.evaluation import coco_ap, coco_json, phrase_recall
 from glipv2_jax.metrics import Progress
-from input_pipeline import eval_batches, prompts, text_ops
+from input_pipeline import eval_batches, image_ops, prompts, text_ops
 from input_pipeline.schema import NO_CLASS
 
 
@@ -154,7 +154,7 @@ def _class_pictures(source, rows, count):
     pictures = []
     for index in range(min(count, len(source))):
         record = source[index]
-        image = _pixels(record)
+        image = image_ops.pixels_of(record)
         found = [row for row in rows if row["image_id"] == record["image_id"] and row["score"] > 0.4]
         boxes = np.array([row["bbox"] for row in found], np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2] - 1
@@ -177,7 +177,7 @@ def _caption_pictures(source, drawn, tokenizer, max_tokens):
         record = source[index]
         if record["image_id"] not in drawn:
             continue
-        image, caption = _pixels(record), record["caption"]
+        image, caption = image_ops.pixels_of(record), record["caption"]
         offsets = tokenizer.encode(caption, max_tokens).offsets
         hits = [(text_ops.spans_of(words, offsets), box) for words, box in drawn[record["image_id"]] if box is not None]
         colors = draw.phrase_colors(" ".join(caption[b:e] for b, e in of_box)
@@ -188,7 +188,3 @@ def _caption_pictures(source, drawn, tokenizer, max_tokens):
         if len(pictures) == 2 * len(drawn):
             break
     return pictures
-
-
-def _pixels(record):
-    return record["image"]() if callable(record["image"]) else record["image"]

@@ -38,6 +38,15 @@ def decode(file: str | os.PathLike | bytes, *, name: str | None = None, upright:
         raise ValueError(f"{name}: cannot read the image: {error}") from error
 
 
+def read_file(path: str | os.PathLike) -> bytes:
+    """The bytes of an image file. Raises: ValueError naming it."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read the image: {error.strerror}") from error
+
+
 def decode_of_size(file: str | os.PathLike | bytes, size: tuple[int, int], record: str, source: str, *,
                    name: str | None = None) -> np.ndarray:
     """Reads an image whose annotations state its size.
@@ -88,6 +97,11 @@ def as_pixels(image, *, name: str = "image") -> np.ndarray:
         raise ValueError(f"{name}: cannot read the image: {error}") from error
 
 
+def pixels_of(record: dict) -> np.ndarray:
+    """uint8 [h, w, 3] of a record, read now if the record only says how."""
+    return record["image"]() if callable(record["image"]) else record["image"]
+
+
 def _name(file):
     return "image bytes" if isinstance(file, bytes) else os.fspath(file)
 
@@ -133,8 +147,8 @@ def resized_size(size: tuple[int, int], short_side: int, max_size: int,
                  canvas: tuple[int, int] | None = None) -> tuple[int, int]:
     """(height, width) after the resize rule of the reference.
 
-    A `short_side` of 0 leaves the size as it is. Otherwise the short side becomes `short_side`, less where the long side would pass `max_size`. Rounding may leave
-    the long side up to long/(2·short) pixels above `max_size`. An image that would pass the canvas shrinks
+    A `short_side` of 0 leaves the size as it is. Otherwise the short side becomes `short_side`, less where the long side
+    would pass `max_size`. Rounding may leave the long side up to long/(2·short) pixels above `max_size`. An image that would pass the canvas shrinks
     further, keeping its proportions (the reference has no canvas: it pads to the largest image of the batch).
 
     Source: GLIP `transforms.Resize.get_size`.

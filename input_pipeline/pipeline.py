@@ -214,7 +214,7 @@ def _usable_record(source, index):
     record = source[index]
     if "caption" not in record and not source.class_names:
         raise ValueError("found neither a caption in the record nor class names in the source, expected one")
-    image = record["image"]() if callable(record["image"]) else record["image"]
+    image = image_ops.pixels_of(record)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image: found {image.dtype} {list(image.shape)}, expected uint8 [h, w, 3]")
     boxes, keep = image_ops.clip_boxes(record["boxes"], image.shape[:2])

@@ -17,9 +17,14 @@ def _coco_json(**options):
     return CocoJson(**options)
 
 
+def _odvg(**options):
+    from input_pipeline.odvg import Odvg
+    return Odvg(**options)
+
+
 # Each imports its reader when asked for: a run pays for the readers that it uses.
-KINDS = {"scenes": _scenes, "stickers": _stickers, "coco_json": _coco_json}
-_PATHS = ("json_path", "image_folder")
+KINDS = {"scenes": _scenes, "stickers": _stickers, "coco_json": _coco_json, "odvg": _odvg}
+_PATHS = ("json_path", "jsonl_path", "label_map", "image_folder")
 
 
 def make_source(spec, root=""):

@@ -1,0 +1,79 @@
+"""What readers have in common when they turn a file's annotations into a record's boxes and spans."""
+import json
+import math
+
+import numpy as np
+
+BAD = ("error", "repair")
+
+
+def check_option(bad_boxes):
+    """Raises: ValueError for what is no way to treat bad boxes."""
+    if bad_boxes not in BAD:
+        raise ValueError(f"bad_boxes: found {bad_boxes!r}, expected 'error' or 'repair'")
+
+
+def parse_object(line, where):
+    """dict of a line of JSON. Raises: ValueError."""
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{where}: found a {type(found).__name__}, expected an object")
+    return found
+
+
+def field(entry, key, kind, where):
+    """entry[key]. Raises: ValueError if it is missing or of another type; a bool is no number."""
+    value = entry.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        found = repr(value)[:80] if key in entry else "nothing"
+        kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ValueError(f"{where}: {key!r}: found {found}, expected {kinds}")
+    return value
+
+
+def inclusive_boxes(boxes, size, where, bad_boxes="error"):
+    """Boxes whose far corners are exclusive (x2 = x1 + width), as a record has them.
+
+    Args:
+      boxes: list of n lists [x1, y1, x2, y2]. size: (height, width) of the image.
+      bad_boxes: "error", or "repair": what has no area inside the image is marked to be dropped.
+    Returns: float32 [n, 4] with inclusive corners; bool [n], which to keep.
+    Raises: ValueError for a box that is no four finite numbers, and with "error" for one without area in the image.
+    """
+    keep = np.ones(len(boxes), np.bool_)
+    for n, box in enumerate(boxes):
+        if not (isinstance(box, list) and len(box) == 4
+                and all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in box)):
+            raise ValueError(f"{where}: found box {box!r}, expected four finite numbers [x1, y1, x2, y2]")
+        x1, y1, x2, y2 = box
+        keep[n] = x1 < x2 and y1 < y2 and x1 < size[1] and y1 < size[0] and x2 > 0 and y2 > 0
+        if not keep[n] and bad_boxes == "error":
+            kind = "an inverted or empty box" if x2 <= x1 or y2 <= y1 else "a box outside the image"
+            raise ValueError(f"{where}: found {kind} {box}, expected x1 < x2, y1 < y2 inside the {size[1]}x{size[0]} "
+                             "image; bad_boxes='repair' drops such boxes")
+    found = np.asarray(boxes, np.float32).reshape(-1, 4)
+    return found - np.array([0, 0, 1, 1], np.float32), keep
+
+
+def checked_spans(spans, caption, where, bad_boxes="error"):
+    """A box's spans as tuples.
+
+    Args:
+      spans: list of [begin, end]. bad_boxes: "repair" drops a span that does not lie in the caption.
+    Raises: ValueError for what is no list of pairs of whole numbers, and with "error" for one outside of the caption.
+    """
+    if not isinstance(spans, list):
+        raise ValueError(f"{where}: found spans {spans!r}, expected a list of [begin, end]")
+    found = []
+    for span in spans:
+        if not (isinstance(span, list) and len(span) == 2 and all(type(v) is int for v in span)):
+            raise ValueError(f"{where}: found span {span!r}, expected [begin, end], whole numbers of characters")
+        if 0 <= span[0] < span[1] <= len(caption):
+            found.append(tuple(span))
+        elif bad_boxes == "error":
+            raise ValueError(f"{where}: found span {span}, expected 0 ≤ begin < end ≤ {len(caption)} characters of "
+                             f"{caption[:60]!r}; bad_boxes='repair' drops such spans")
+    return found
