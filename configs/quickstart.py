@@ -28,7 +28,7 @@ def get_config():
     config.data.num_negatives = 12
 
     config.train.batch_size = 8
-    config.train.num_steps = 1500
+    config.train.num_steps = 1300
     config.train.ema_decay = 0.0
     config.train.checkpoint_every_steps = 500
     config.optimizer.learning_rate = 1e-3
