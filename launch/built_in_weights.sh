@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The quickstart, trained five times longer, becomes the weights that come with the package: about an hour on 2 CPU cores.
+# The quickstart, trained six times longer, becomes the weights that come with the package: about an hour on 2 CPU cores.
 #   WORKDIR  folder of the run (default: runs/built_in); the same one resumes
 #   VENV, EXTRAS, PYTHON: see install.sh
 set -euo pipefail
