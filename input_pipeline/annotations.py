@@ -1,16 +1,64 @@
-"""What readers have in common when they turn a file's annotations into a record's boxes and spans."""
+"""What readers of annotation files have in common: checks that name the place, boxes, spans, problems listed together."""
 import json
 import math
+import pathlib
 
 import numpy as np
 
-BAD = ("error", "repair")
+_SHOWN = 10                          # problems listed in one error
+
+
+class Problems:
+    """Collects the ValueErrors raised inside `with`, to list them together."""
+
+    def __init__(self):
+        self.found = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if kind is None or not issubclass(kind, ValueError):
+            return False
+        self.found.append(str(error))
+        return True
+
+
+def refuse(path, problems):
+    """Raises: ValueError listing the first problems of a file, if there are any."""
+    if problems:
+        rest = len(problems) - _SHOWN
+        lines = problems[:_SHOWN] + ([f"and {rest} more"] if rest > 0 else [])
+        raise ValueError(f"{path}: problems: {len(problems)}\n  " + "\n  ".join(lines))
 
 
 def check_option(bad_boxes):
     """Raises: ValueError for what is no way to treat bad boxes."""
-    if bad_boxes not in BAD:
+    if bad_boxes not in ("error", "repair"):
         raise ValueError(f"bad_boxes: found {bad_boxes!r}, expected 'error' or 'repair'")
+
+
+def load_json(path):
+    """Content of a JSON file. Raises: ValueError naming it."""
+    try:
+        return json.loads(pathlib.Path(path).read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read the annotation file: {error.strerror}") from error
+    except ValueError as error:                                # JSONDecodeError, UnicodeDecodeError
+        raise ValueError(f"{path}: not a JSON file: {error}") from error
+
+
+def load_lists(path, keys):
+    """dict of a JSON file that holds a list under each of `keys`. Raises: ValueError for anything else."""
+    content = load_json(path)
+    if type(content) is not dict:
+        raise ValueError(f"{path}: found a {type(content).__name__}, expected an object with {', '.join(keys)}"
+                         + (" (is this a result file?)" if type(content) is list else ""))
+    for key in keys:
+        kind = type(content[key]).__name__ if key in content else "nothing"
+        if kind != "list":
+            raise ValueError(f"{path}: {key!r}: found {kind}, expected a list")
+    return content
 
 
 def parse_object(line, where):

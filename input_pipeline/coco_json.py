@@ -4,7 +4,6 @@ The file is checked as a whole when it is opened, and everything wrong is listed
 in its third hour of a typing error that the first second could see. What only decoding can show (a truncated
 image, a size other than the file says) comes up when the record is read, or from `check()`.
 """
-import json
 import math
 import os
 import pathlib
@@ -13,9 +12,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from input_pipeline import image_ops
+from input_pipeline.annotations import check_option, load_lists, refuse
 from input_pipeline.masks import decode_mask
 
-_SHOWN = 10                          # problems listed in one error
 _LARGEST_ID = 2**31 - 1
 _BORDER_PIXELS = 2                   # rounding may carry a box this far over the border
 _XYXY = "is it [x1, y1, x2, y2] where [x, y, width, height] is expected?"
@@ -28,6 +27,9 @@ class CocoJson:
     Classes come in the order of the file's categories. `images` need `id`, `file_name`, `width`, `height`;
     `annotations` need `id`, `image_id`, `category_id`, `bbox` ([x, y, width, height] in pixels) and may have
     `iscrowd` and `segmentation`; `categories` need `id`, `name`. All ids are integers, each once.
+
+    LVIS files are read too: an image without `file_name` lies where the last two parts of its `coco_url` say, and
+    `neg_category_ids`, the classes known to be absent, become the record's `negatives`.
 
     Boxes belong to the image of the size that the JSON states. As a rule that is the upright image; where
     EXIF asks for a quarter turn and the JSON states the size before it, the image is given as stored: that is
@@ -52,15 +54,17 @@ class CocoJson:
                  class_names: Mapping[str, str] | None = None, with_masks: bool = False,
                  keep_empty: bool = True, require_boxes: bool = True, bad_boxes: str = "error",
                  name: str | None = None):
-        if bad_boxes not in ("error", "repair"):
-            raise ValueError(f"bad_boxes: found {bad_boxes!r}, expected 'error' or 'repair'")
+        check_option(bad_boxes)
         self.json_path, self.image_folder = pathlib.Path(json_path), pathlib.Path(image_folder)
         self.name = name or self.json_path.stem
-        content = _load(self.json_path)
+        content = load_lists(self.json_path, ("images", "annotations", "categories"))
         problems = []
         categories = _unique(content["categories"], "categories", {"id": int, "name": str}, problems)
         if not content["categories"]:
             problems.append("'categories': found none, expected at least one")
+        for image in content["images"]:
+            if isinstance(image, dict) and "file_name" not in image and isinstance(image.get("coco_url"), str):
+                image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
         images = _unique(content["images"], "images",
                          {"id": int, "file_name": str, "width": int, "height": int}, problems)
         problems += [f"image {i['id']} ({i['file_name']}): found size {i['width']}x{i['height']}, "
@@ -72,13 +76,13 @@ class CocoJson:
         names = [category["name"] for category in categories.values()]
         problems += [f"category {category['id']} {category['name']!r}: another category has the same name"
                      for n, category in enumerate(categories.values()) if category["name"] in names[:n]]
-        _refuse(self.json_path, problems)
+        refuse(self.json_path, problems)
         annotations = _unique(content["annotations"], "annotations",
                               {"id": int, "image_id": int, "category_id": int, "bbox": list}, problems)
         if require_boxes and not annotations:
             problems.append("found no annotations, expected at least one "
                             "(require_boxes=False allows none, to predict only)")
-        _refuse(self.json_path, problems)
+        refuse(self.json_path, problems)
 
         self.category_ids = tuple(categories)
         names = [category["name"] for category in categories.values()]
@@ -90,16 +94,18 @@ class CocoJson:
             problems += found
             if not found and _has_area_inside(annotation["bbox"], images[annotation["image_id"]]):
                 of_image[annotation["image_id"]].append(annotation)
-        _refuse(self.json_path, problems)
+        refuse(self.json_path, problems)
 
         if not keep_empty:
             of_image = {key: found for key, found in of_image.items() if any(map(_trainable, found))}
         if not of_image:
-            _refuse(self.json_path, ["found no image to use, expected at least one"
+            refuse(self.json_path, ["found no image to use, expected at least one"
                                      + ("" if keep_empty else " with a box (keep_empty=False)")])
         self._images = [images[image_id] for image_id in of_image]
+        self._class_of = class_of
+        _refuse_unknown_negatives(self.json_path, self._images, class_of)
         self._keep(of_image.values(), class_of, with_masks)
-        _refuse(self.json_path, self._missing_files())
+        refuse(self.json_path, self._missing_files())
 
     def _keep(self, of_image, class_of, with_masks):
         """Arrays over all annotations instead of millions of dicts; image i has rows starts[i] to starts[i +
@@ -131,7 +137,14 @@ class CocoJson:
         }
         if self._segmentations is not None:
             record["masks"] = self._read_masks(index)
+        if "neg_category_ids" in self._images[index]:
+            negatives = self._images[index]["neg_category_ids"]
+            record["negatives"] = np.array([self._class_of[category] for category in negatives], np.int32)
         return record
+
+    def image_bytes(self, index: int) -> bytes:
+        """The image file as it is."""
+        return image_ops.read_file(self.image_folder / self._images[index]["file_name"])
 
     def check(self) -> int:
         """Reads everything once. Returns the number of images; raises ValueError listing what cannot be
@@ -144,7 +157,7 @@ class CocoJson:
                     self._read_masks(index)
             except ValueError as error:
                 problems.append(str(error))
-        _refuse(self.json_path, problems)
+        refuse(self.json_path, problems)
         return len(self)
 
     def _read_image(self, index):
@@ -177,24 +190,6 @@ class CocoJson:
             if path.name not in listed[path.parent]:
                 problems.append(f"image {image['id']}: no file {path}")
         return problems
-
-
-def _load(path):
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"{path}: cannot read the annotation file: {error.strerror}") from error
-    except ValueError as error:                                # JSONDecodeError, UnicodeDecodeError
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
-    kind = type(content).__name__
-    if kind != "dict":
-        raise ValueError(f"{path}: found a {kind}, expected an object with images, annotations, categories"
-                         + (" (is this a result file?)" if kind == "list" else ""))
-    for key in ("images", "annotations", "categories"):
-        kind = type(content[key]).__name__ if key in content else "nothing"
-        if kind != "list":
-            raise ValueError(f"{path}: {key!r}: found {kind}, expected a list")
-    return content
 
 
 def _unique(entries, key, fields, problems):
@@ -257,13 +252,12 @@ def _has_area_inside(box, image):
     return width > 0 and height > 0 and inside
 
 
+def _refuse_unknown_negatives(path, images, class_of):
+    refuse(path, [f"image {image['id']}: neg_category_ids: found {unknown[:5]}, expected ids of 'categories'"
+                  for image in images
+                  if (unknown := [c for c in image.get("neg_category_ids", ()) if c not in class_of])])
+
+
 def _trainable(annotation):
     """Training drops crowds and boxes of one pixel."""
     return not annotation.get("iscrowd", 0) and min(annotation["bbox"][2:]) > 1
-
-
-def _refuse(path, problems):
-    if problems:
-        rest = len(problems) - _SHOWN
-        lines = problems[:_SHOWN] + ([f"and {rest} more"] if rest > 0 else [])
-        raise ValueError(f"{path}: problems: {len(problems)}\n  " + "\n  ".join(lines))

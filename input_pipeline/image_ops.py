@@ -1,14 +1,19 @@
-"""Images and their boxes: decode, resize, flip, pad. Pixels, boxes and masks move together.
+"""Images and their boxes: decode, view, resize, flip, pad. Pixels, boxes and masks move together.
 
 Images are uint8 [h, w, 3] RGB. Boxes are float32 [n, 4] `xyxy` in pixels with inclusive corners: the box of a
 single pixel has x2 = x1, a width is x2 − x1 + 1. Sizes are (height, width).
 """
+import dataclasses
 import io
 import os
 import struct
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageEnhance, ImageOps
+
+# Pixels of the largest image that is opened. A file of a few bytes may claim to hold any number of them; its header is
+# asked before memory is taken. Pillow warns from 89 million on and refuses twice that.
+MAX_PIXELS = 120_000_000
 
 # What Pillow raises on broken files, besides OSError.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -107,7 +112,13 @@ def _name(file):
 
 
 def _open(file):
-    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    """The image with its header read, no pixel decoded."""
+    image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise ValueError(f"found {image.height}x{image.width} pixels, expected at most {MAX_PIXELS:,} in all "
+                         "(image_ops.MAX_PIXELS)")
+    return image
 
 
 def _to_rgb(image):
@@ -194,6 +205,65 @@ def flip(image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mirrored = boxes.copy()
     mirrored[:, [0, 2]] = image.shape[1] - 1 - boxes[:, [2, 0]]
     return image[:, ::-1], mirrored
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """How an image is seen.
+
+    window: (top, left, bottom, right), half-open, whole pixels of the image: the part that is seen.
+    size: (height, width) at which it is seen.
+    mirrored: left and right are swapped.
+    swap_words: so they are in the caption of a mirrored image.
+    color: factors of brightness, contrast and saturation.
+    """
+    window: tuple[int, int, int, int]
+    size: tuple[int, int]
+    mirrored: bool = False
+    swap_words: bool = False
+    color: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    @property
+    def window_size(self) -> tuple[int, int]:
+        """(height, width) of the part, in pixels of the image."""
+        return self.window[2] - self.window[0], self.window[3] - self.window[1]
+
+
+def whole(image_size: tuple[int, int], size: tuple[int, int]) -> View:
+    """A whole image, seen at another size."""
+    return View((0, 0, *image_size), size)
+
+
+def cut_boxes(boxes: np.ndarray, view: View) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts boxes at the border of what is seen; still in pixels of the image.
+
+    Args:
+      boxes: [n, 4], inside the image.
+    Returns: boxes [n, 4], and float [n], the share of its area that is left of each; 0 for one out of sight.
+    """
+    top, left, bottom, right = view.window
+    first, last = np.float32([left, top] * 2), np.float32([right, bottom] * 2) - 1
+    cut = boxes.clip(first, last)
+    inside = ((boxes[:, :2] <= last[:2]) & (boxes[:, 2:] >= first[:2])).all(axis=1)
+    left_over, area = (np.prod(b[:, 2:] - b[:, :2] + 1, axis=1) for b in (cut, boxes))
+    return cut, np.where(inside, left_over / area, 0)
+
+
+def show(image: np.ndarray, boxes: np.ndarray, view: View) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and boxes as the view has them.
+
+    Args:
+      boxes: [n, 4], inside the view's window; see `cut_boxes`.
+    Returns: uint8 [*view.size, 3], and boxes [n, 4] in its pixels.
+    """
+    top, left, bottom, right = view.window
+    image, boxes = resize(image[top:bottom, left:right], boxes - np.float32([left, top] * 2), view.size)
+    if view.color != (1.0, 1.0, 1.0):
+        picture = Image.fromarray(image)
+        for kind, factor in zip((ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), view.color):
+            picture = kind(picture).enhance(factor)
+        image = np.asarray(picture)
+    return flip(image, boxes) if view.mirrored else (image, boxes)
 
 
 def pad(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:

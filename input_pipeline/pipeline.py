@@ -70,7 +70,7 @@ def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, sta
             return _caption_text(record, tokenizer, max_tokens)
         classes = range(len(names)) if num_negatives is None else prompts.sample_classes(
             names, record["classes"], tokenizer, rng, max_tokens=max_tokens, num_negatives=num_negatives,
-            full_probability=full_probability, separator=separator)
+            full_probability=full_probability, separator=separator, candidates=record.get("negatives"))
         caption, spans = prompts.detection_prompt([names[c] for c in classes], separator)
         spans = prompts.class_spans(names, classes, spans)
         return _class_text(record, tokenizer.encode(caption, max_tokens), spans, ids, mlm_on_detection)

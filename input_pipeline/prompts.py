@@ -144,7 +144,8 @@ def groups_that_fit(names: Sequence[str | Phrase], tokenizer: Tokenizer, max_tok
 
 def sample_classes(names: Sequence[str], present: Sequence[int], tokenizer: Tokenizer,
                    rng: np.random.Generator, *, max_tokens: int = 256, num_negatives: int = 85,
-                   full_probability: float = 0.5, separator: str = SEPARATOR) -> list[int]:
+                   full_probability: float = 0.5, separator: str = SEPARATOR,
+                   candidates: Sequence[int] | None = None) -> list[int]:
     """Classes of one training prompt: those present in the image and some that are not, in random order.
 
     1. Present classes are shuffled and taken while they fit; the first that does not fit and all after it are
@@ -160,6 +161,8 @@ def sample_classes(names: Sequence[str], present: Sequence[int], tokenizer: Toke
     Args:
       names: the source's class names.
       present: class indices of the boxes; repetitions allowed.
+      candidates: what negatives are drawn from; None: all classes. LVIS marks so few classes of an image as absent that
+        any other may be there unmarked.
     Returns: class indices, in prompt order.
     Source: GLIP `convert_object_detection_to_grounding_optimized_for_od`. Differs from GLIP: its
       `__background__` entry is never a negative, and equal texts are not repeated (there, a word is positive
@@ -178,9 +181,10 @@ def sample_classes(names: Sequence[str], present: Sequence[int], tokenizer: Toke
             break
         chosen[texts[index]] = index
 
-    full = min(num_negatives, len(names))
+    candidates = np.arange(len(names)) if candidates is None else np.asarray(candidates, np.int64)
+    full = min(num_negatives, len(candidates))
     draws = full if full == 0 or rng.random() < full_probability else int(rng.integers(1, full + 1))
-    for index in rng.choice(len(names), size=draws, replace=False).tolist():
+    for index in rng.choice(candidates, size=draws, replace=False).tolist():
         if texts[index] in chosen:
             continue
         budget -= cost[index]

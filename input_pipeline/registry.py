@@ -17,14 +17,25 @@ def _coco_json(**options):
     return CocoJson(**options)
 
 
+def _grounding_json(**options):
+    from input_pipeline.grounding_json import GroundingJson
+    return GroundingJson(**options)
+
+
+def _voc(**options):
+    from input_pipeline.voc import Voc
+    return Voc(**options)
+
+
 def _odvg(**options):
     from input_pipeline.odvg import Odvg
     return Odvg(**options)
 
 
 # Each imports its reader when asked for: a run pays for the readers that it uses.
-KINDS = {"scenes": _scenes, "stickers": _stickers, "coco_json": _coco_json, "odvg": _odvg}
-_PATHS = ("json_path", "jsonl_path", "label_map", "image_folder")
+KINDS = {"scenes": _scenes, "stickers": _stickers, "coco_json": _coco_json, "grounding_json": _grounding_json,
+         "odvg": _odvg, "voc": _voc}
+_PATHS = ("folder", "json_path", "jsonl_path", "label_map", "image_folder", "coco_folder")
 
 
 def make_source(spec, root=""):

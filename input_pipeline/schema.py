@@ -15,11 +15,14 @@ A **record** is what a source returns for one index, before any transform. A pla
 | `masks` | bool [n, h, w], optional | instance masks |
 | `questions` | list of {"question", "answer"}, optional | |
 | `is_crowd` | bool [n], optional | read by scoring; such boxes never reach a batch |
+| `negatives` | int [k], optional | classes known to be absent: where given, only these are drawn as negatives (LVIS) |
+| `about` | dict, optional | what evaluation asks of a grounding record beside its boxes, under the names of its file |
 
 A **source** has `name: str`, `class_names: tuple[str, ...]` (empty for captions), `category_ids: tuple[int, ...]`
 (the ids that result files use, same order), `len(source)` and `source[index] -> record`. Reading index i twice
 gives equal records. Optional: `image_size(index) -> (height, width)` without decoding, which evaluation on
-several canvases needs.
+several canvases needs; `caption(index) -> str` without the image, for captions; `image_bytes(index)`, the
+image file as it is, where there is one.
 
 A **batch** is a dict of numpy arrays with the keys of `batch_spec`, and where asked for `masks`,
 bool [B, G, M, M]: each instance inside its box, on a grid of M × M.
