@@ -27,9 +27,8 @@ def get_config(size="small"):
     config.eval.batch_size = 8
     if size == "small":
         config.model.variant = "glipv2_nano"
-        config.data.canvas = (256, 256)
-        config.data.short_sides = (160, 192, 224, 256)
-        config.data.max_size = 256
+        config.data.canvases = ((256, 256),)
+        config.data.augment = "resize((160, 192, 224, 256), 256)|flip(0.5)"
         config.data.max_tokens = 64          # a longer class list needs more: 256 hold COCO's 80 names
         config.optimizer.learning_rate = 1e-3
         config.optimizer.text_learning_rate = 1e-3

@@ -29,15 +29,18 @@ def get_config():
     config.data.class_names = ml_collections.ConfigDict()   # better words for classes of a COCO file, file's → prompt's
     config.data.bad_boxes = "error"          # of a COCO file; "repair" drops or cuts boxes outside of their image
     config.data.vocabulary = ""              # WordPiece file; empty: bert-base-uncased, which ships with the package
-    config.data.canvas = (1344, 1344)        # height and width of every training image, pixels
-    config.data.short_sides = (480, 560, 640, 720, 800)   # one is drawn for each training image
-    config.data.max_size = 1333              # limit of the long side, pixels
+    # Height and width of training images, pixels: one for all images of a step, compiled once each. A record goes to the
+    # smallest that holds it; sources that do not state the sizes of their images, to the squarest.
+    config.data.canvases = ((800, 1344), (1344, 800), (896, 896))
+    # Ops of input_pipeline/ops.py. The flip leaves captions as they are, as GLIP does; flip(0.5, True) swaps their left
+    # and right.
+    config.data.augment = "resize((480, 560, 640, 720, 800), 1333)|flip(0.5)"
     config.data.max_tokens = 256
     config.data.max_boxes = 100
     config.data.num_negatives = 85           # absent class names in a training prompt, at most; -1: always all classes
-    config.data.flip_probability = 0.5       # pictures are mirrored, their captions are not
     config.data.mlm_on_detection = False     # masked words among the present class names of prompts, too
     config.data.parallel_reads = 8           # examples read at a time
+    config.data.max_bad_records = 0          # records that a host may fail to read, and replace, since its start
 
     config.train = ml_collections.ConfigDict()
     config.train.batch_size = 64             # images of a step, over all devices

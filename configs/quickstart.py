@@ -19,11 +19,9 @@ def get_config():
         {**scenes, "task": "detection", "split": "heldout", "num_examples": 100, "name": "heldout"},
         {**scenes, "task": "caption", "split": "test", "num_examples": 100, "name": "captions"},
     )
-    config.data.canvas = size
-    config.data.short_sides = (128,)
-    config.data.max_size = 128
+    config.data.canvases = (size,)
+    config.data.augment = ""                 # captions say left and right
     config.data.max_tokens = 64
-    config.data.flip_probability = 0.0       # captions say left and right
     config.data.max_boxes = 16
     config.data.num_negatives = 12
 

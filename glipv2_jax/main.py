@@ -22,9 +22,10 @@ def set_up_logging():
     absl_logging.set_verbosity(absl_logging.WARNING)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
-    log.propagate = False
+    for own in (log, logging.getLogger("input_pipeline")):
+        own.addHandler(handler)
+        own.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
+        own.propagate = False
 
 
 def set_up_compilation_cache():

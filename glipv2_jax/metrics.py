@@ -79,6 +79,29 @@ def _lines_up_to(path, step):
     return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
 
 
+class Waiting:
+    """An iterator that knows how much of the time goes into waiting for its next item."""
+
+    def __init__(self, iterator):
+        self._iterator, self._since, self._waited = iter(iterator), time.perf_counter(), 0.0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        started = time.perf_counter()
+        item = next(self._iterator)
+        self._waited += time.perf_counter() - started
+        return item
+
+    def share(self) -> float:
+        """0 to 1, of the time since this was last asked."""
+        now = time.perf_counter()
+        share = self._waited / max(now - self._since, 1e-9)
+        self._since, self._waited = now, 0.0
+        return share
+
+
 class Progress:
     """How far a job is, how fast and for how long yet: a bar on a terminal, elsewhere now and then a line.
 
@@ -155,6 +178,8 @@ class Progress:
             parts.append(f"{speed:.3g} {self._unit}/s" if images is None
                          else f"{(images - first_images) / (now - start):.3g} images/s")
             parts.append(f"{_duration(max(self._total - last, 0) / speed)} left")
+        if "input_wait" in self._values:
+            parts.append(f"{self._values['input_wait']:.0%} of it waiting for data")
         if "loss" in self._values:
             parts.append(f"loss {self._values['loss']:.4g}")
         parts += [f"{name.removeprefix('loss_')} {value:.3g}" for name, value in self._values.items()

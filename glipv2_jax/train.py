@@ -11,18 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from glipv2_jax import sharding
 from glipv2_jax.checkpoint import Checkpoints, load_params, read_about
 from glipv2_jax.evaluate import evaluate
-from glipv2_jax.metrics import Progress, Writer
+from glipv2_jax.metrics import Progress, Waiting, Writer
 from glipv2_jax.models.config import model_config
 from glipv2_jax.models.glipv2 import GLIPv2
 from glipv2_jax.optim import default_freeze, make_optimizer
 from glipv2_jax.predict import Predictor
 from glipv2_jax.train_state import abstract_state, shardings_of
 from glipv2_jax.train_step import Objective, train_step
-from input_pipeline import train_batches
+from input_pipeline import BadRecords, train_batches
 from input_pipeline.registry import eval_specs, make_source, train_specs
 from input_pipeline.sources import ClassTable
 from input_pipeline.tokenizer import Tokenizer
@@ -46,7 +47,7 @@ def build(config):
 
 def abstract_params(mesh, model, config):
     """Shapes and shardings of a model's parameters, to restore a checkpoint onto."""
-    return abstract_state(model, optax.identity(), tuple(config.data.canvas), config.data.max_tokens, False, mesh,
+    return abstract_state(model, optax.identity(), tuple(config.data.canvases[0]), config.data.max_tokens, False, mesh,
                           config.mesh.min_shard_size)[1].params
 
 
@@ -90,7 +91,7 @@ def train_and_evaluate(config, workdir):
                           contrastive_regions, weights)
 
     # -- sharded state: the workdir's own, else init_from's parameters, else fresh
-    create, abstract = abstract_state(model, optimizer, tuple(d.canvas), d.max_tokens, t.ema_decay > 0, mesh,
+    create, abstract = abstract_state(model, optimizer, tuple(d.canvases[0]), d.max_tokens, t.ema_decay > 0, mesh,
                                       config.mesh.min_shard_size)
     checkpoints = Checkpoints(workdir, t.keep_checkpoints)
     state = checkpoints.restore(abstract)
@@ -129,15 +130,17 @@ def train_and_evaluate(config, workdir):
     scores = {}
     with jax.set_mesh(mesh), Writer(workdir, enabled=is_main, start_step=start_step) as writer:
         if start_step < t.num_steps:
+            bad_records = BadRecords(d.max_bad_records)
             batches = train_batches(
                 sources, [spec["weight"] for spec in specs], seed=config.seed, start_step=start_step,
-                batch_size=t.batch_size, canvas=tuple(d.canvas), short_sides=tuple(d.short_sides), max_size=d.max_size,
+                batch_size=t.batch_size, canvases=[tuple(canvas) for canvas in d.canvases], augment=d.augment,
                 max_tokens=d.max_tokens, max_boxes=d.max_boxes,
-                num_negatives=None if d.num_negatives < 0 else d.num_negatives,
-                flip_probability=d.flip_probability, mlm_on_detection=d.mlm_on_detection,
+                num_negatives=None if d.num_negatives < 0 else d.num_negatives, mlm_on_detection=d.mlm_on_detection,
                 class_table=ClassTable.from_sources(sources), tokenizer=tokenizer,
-                process_index=jax.process_index(), process_count=jax.process_count(), parallel_reads=d.parallel_reads)
-            log.info("compiling the training step: about a minute for a small model, several for a large one")
+                process_index=jax.process_index(), process_count=jax.process_count(), parallel_reads=d.parallel_reads,
+                bad_records=bad_records)
+            batches = Waiting(batches)
+            log.info("compiling the training step, once for each canvas: about a minute for a small model, several for a large one")
             pending = None
             with Progress("train", total=t.num_steps, unit="steps", done=start_step) as progress:
                 for step, batch in zip(range(start_step, t.num_steps), batches):
@@ -149,6 +152,7 @@ def train_and_evaluate(config, workdir):
                     last = done == t.num_steps
                     if last or done % t.log_every_steps == 0 or done == start_step + 1:
                         values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+                        values |= _input_metrics(batch, batches, bad_records)
                         writer.scalars(done, values)
                         progress.update(done, values, images=(done - start_step) * t.batch_size)
                     if last or (t.checkpoint_every_steps and done % t.checkpoint_every_steps == 0):
@@ -175,6 +179,17 @@ def changed_fields(before, now, where="config"):
             yield from changed_fields(a, b, f"{where}.{key}")
         elif a != b:
             yield f"{where}.{key}: {a} → {b}"
+
+
+def _input_metrics(batch, batches, bad_records):
+    """Of the input: on average over hosts the share of this batch's pixels that are padding, and of the time since last
+    asked that went into waiting for batches; and how many bad records all hosts have met since their start."""
+    padding = 1 - np.prod(batch["image_size"], axis=1).sum() / np.prod(batch["image"].shape[:3])
+    of_hosts = np.array([[padding, batches.share(), len(bad_records)]])
+    if jax.process_count() > 1:
+        of_hosts = multihost_utils.process_allgather(of_hosts[0])
+    return {"padding": float(of_hosts[:, 0].mean()), "input_wait": float(of_hosts[:, 1].mean()),
+            "bad_records": float(of_hosts[:, 2].sum())}
 
 
 def _check_finite(pending, sources):

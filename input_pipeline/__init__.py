@@ -1,6 +1,6 @@
 """Files to host-local numpy batches. Never imports glipv2_jax; TensorFlow only in `pipeline`."""
 
-__all__ = ["eval_batches", "train_batches"]
+__all__ = ["BadRecords", "eval_batches", "train_batches"]
 
 
 def __getattr__(name):

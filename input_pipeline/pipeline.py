@@ -9,40 +9,75 @@ import atexit
 import contextlib
 import functools
 import itertools
+import logging
+import math
 import os
+import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from input_pipeline import image_ops, prompts, text_ops
+from input_pipeline import image_ops, ops, prompts, text_ops
+from input_pipeline.canvases import Order, by_canvas
 from input_pipeline.schema import MLM_NEVER, NO_CLASS, batch_spec
-from input_pipeline.sources import ClassTable, Mixture
+from input_pipeline.sources import ClassTable
 from input_pipeline.tokenizer import Tokenizer
 
+log = logging.getLogger(__name__)
+
 _FOREVER = np.iinfo(np.int64).max
+_LEAST_LEFT_OVER = 0.25              # share of a box's area; an object with less of it in sight is no example of its kind
+_ATTEMPTS = 100                      # records tried in the place of one that cannot be read
 _open_streams = weakref.WeakSet()
 
 
+class BadRecords:
+    """Records of this host that could not be read: each is logged once, and one too many ends the run.
+
+    Args:
+      limit: how many different records of this host are let pass since its start.
+    """
+
+    def __init__(self, limit: int = 0):
+        _check_at_least(max_bad_records=(limit, 0))
+        self._limit, self._found, self._lock = limit, set(), threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def add(self, source: str, index: int, error: ValueError):
+        """Raises: the error, when the limit is passed."""
+        with self._lock:
+            if (source, index) in self._found:
+                return
+            if len(self._found) == self._limit:
+                if self._limit:
+                    error.add_note(f"That is one more than the {self._limit} of data.max_bad_records.")
+                raise error
+            self._found.add((source, index))
+        log.warning("bad record %d of at most %d, another is read in its place: %s", len(self), self._limit, error)
+
+
 def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, start_step: int, batch_size: int,
-                  canvas: tuple[int, int], short_sides: Sequence[int], max_size: int, max_tokens: int,
-                  max_boxes: int, num_negatives: int | None, flip_probability: float, class_table: ClassTable,
-                  tokenizer: Tokenizer, process_index: int = 0, process_count: int = 1,
-                  full_probability: float = 0.5, separator: str = prompts.SEPARATOR,
-                  mlm_on_detection: bool = False, mask_size: int | None = None,
-                  parallel_reads: int = 8) -> Iterator[dict]:
+                  canvases: Sequence[tuple[int, int]], augment: str, max_tokens: int, max_boxes: int,
+                  num_negatives: int | None, class_table: ClassTable, tokenizer: Tokenizer, process_index: int = 0,
+                  process_count: int = 1, full_probability: float = 0.5, separator: str = prompts.SEPARATOR,
+                  mlm_on_detection: bool = False, mask_size: int | None = None, parallel_reads: int = 8,
+                  bad_records: BadRecords | None = None) -> Iterator[dict]:
     """Endless training batches of this host, from `start_step` on.
 
     Crowd boxes and boxes no wider or higher than a pixel are dropped. An image left without boxes stays, with
-    an empty `box_mask`. Of more than `max_boxes` boxes a random `max_boxes` are kept.
+    an empty `box_mask`. Of more than `max_boxes` boxes a random `max_boxes` are kept. Where augmentation leaves
+    less than a quarter of a box in sight, the box is dropped.
 
     Args:
       sources, weights: what to mix, and the share of each in the stream, in any unit.
       start_step: first step; the resumed stream equals the unbroken one bit for bit.
       batch_size: images of one step over all hosts.
-      canvas: (H, W) pixels of every image; an image too large for it after the resize shrinks to fit.
-      short_sides: candidates for the short side in pixels, one drawn for each image.
-      max_size: limit of the long side in pixels.
+      canvases: (H, W) pixels. All images of a step, on all hosts, lie on the same one, see `canvases.Order`; an
+        image too large for it shrinks to fit.
+      augment: how images are varied, see `ops`.
       num_negatives: absent classes drawn into a prompt at most. None writes *all* classes in the order of the
         source (fine-tuning on a short class list), and then their prompt has to fit.
       class_table: global class ids.
@@ -52,14 +87,36 @@ def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, sta
         lists are never masked.
       mask_size: adds `masks`, bool [B, G, mask_size, mask_size]: each instance inside its box.
       parallel_reads: examples read at a time.
+      bad_records: collects records that cannot be read, up to its limit; by default the first one ends the stream.
+        In its place stands a record of the same source and canvas, drawn by (seed, position, attempt).
     Yields: dicts of `schema.batch_spec(batch_size / process_count, canvas, max_tokens, max_boxes)`.
     Raises: ValueError on settings that cannot work, and while iterating for a record that cannot be read,
       naming it.
     """
     rows = _rows_per_host(batch_size, process_index, process_count)
-    _check_at_least(max_tokens=(max_tokens, 2), max_boxes=(max_boxes, 1), max_size=(max_size, 1),
-                    short_sides=(min(short_sides), 1), canvas=(min(canvas), 1))
-    mixture = Mixture([len(source) for source in sources], weights, seed)
+    read = train_reader(
+        sources, weights, seed=seed, batch_size=batch_size, canvases=canvases, augment=augment, max_tokens=max_tokens,
+        max_boxes=max_boxes, num_negatives=num_negatives, class_table=class_table, tokenizer=tokenizer,
+        full_probability=full_probability, separator=separator, mlm_on_detection=mlm_on_detection, mask_size=mask_size,
+        bad_records=bad_records)
+
+    def read_row(counter):
+        step, row = divmod(counter, rows)
+        return read(step, process_index * rows + row)
+    # The canvas may change from step to step.
+    spec = _example_spec((None, None), max_tokens, max_boxes, mask_size)
+    return _read_ahead(read_row, range(start_step * rows, _FOREVER), rows, spec, parallel_reads)
+
+
+def train_reader(sources, weights, *, seed, batch_size, canvases, augment, max_tokens, max_boxes, num_negatives,
+                 class_table, tokenizer, full_probability=0.5, separator=prompts.SEPARATOR, mlm_on_detection=False,
+                 mask_size=None, bad_records=None) -> Callable[[int, int], dict]:
+    """The function (step, row of the global batch) -> example that `train_batches` reads with, without TensorFlow."""
+    _check_at_least(max_tokens=(max_tokens, 2), max_boxes=(max_boxes, 1), canvases=(min(map(min, canvases)), 1))
+    steps = ops.parse(augment)
+    order = Order(sources, weights, seed, batch_size, canvases, *ops.largest_resize(steps))
+    _report(order, sources, steps)
+    bad_records = BadRecords() if bad_records is None else bad_records
     class_ids = [class_table.ids(source.class_names) for source in sources]
     if num_negatives is None:
         for source in sources:
@@ -75,24 +132,33 @@ def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, sta
         spans = prompts.class_spans(names, classes, spans)
         return _class_text(record, tokenizer.encode(caption, max_tokens), spans, ids, mlm_on_detection)
 
-    def read(counter):
-        step, row = divmod(counter, rows)
-        position = step * batch_size + process_index * rows + row
-        place = mixture[position]
-        source, rng = sources[place.source], np.random.default_rng((seed, position))
-        with _naming(source, place.record):
-            record = _usable_record(source, place.record)
-            text, kept = text_of(record, source.class_names, class_ids[place.source], rng)
+    def readable_record(step, row):
+        """(index of the source, index of the record, record, generator of all that is random about the example)"""
+        place = order.place(step, row)
+        source, index = sources[place.source], place.record
+        for attempt in itertools.count():
+            rng = np.random.default_rng((seed, step * batch_size + row, attempt))
+            if attempt:
+                index = order.another(step, place.source, rng)
+            try:
+                with _naming(source, index):
+                    return place.source, index, _usable_record(source, index), rng
+            except ValueError as error:
+                bad_records.add(source.name, index, error)
+                if attempt == _ATTEMPTS:
+                    raise
+
+    def read(step, row):
+        place, index, record, rng = readable_record(step, row)
+        source, canvas = sources[place], order.canvas(step)
+        with _naming(source, index):
+            view = ops.augmented_view(steps, record, rng, canvas)
+            record = _seen(record, view)
+            text, kept = text_of(record, source.class_names, class_ids[place], rng)
             if len(kept) > max_boxes:
                 kept = np.sort(rng.choice(kept, max_boxes, replace=False))
-            short_side = int(rng.choice(short_sides))
-            size = image_ops.resized_size(record["image"].shape[:2], short_side, max_size, canvas)
-            example = _assemble(record, text, kept, size, canvas, max_boxes, mask_size,
-                                mirrored=rng.random() < flip_probability)
-            return example | {"source": np.int32(place.source)}
-
-    spec = _example_spec(canvas, max_tokens, max_boxes, mask_size)
-    return _read_ahead(read, range(start_step * rows, _FOREVER), rows, spec, parallel_reads)
+            return _assemble(record, text, kept, view, canvas, max_boxes, mask_size) | {"source": np.int32(place)}
+    return read
 
 
 def eval_batches(source, *, batch_size: int, canvases: Sequence[tuple[int, int]], short_side: int,
@@ -131,15 +197,15 @@ def eval_batches(source, *, batch_size: int, canvases: Sequence[tuple[int, int]]
         position = batch * batch_size + process_index * rows + row
         if position >= len(indices):
             return _padding_example(canvas, max_tokens, max_boxes, mask_size, tokenizer.pad_id)
-        with _naming(source, indices[position]):
-            record = _usable_record(source, indices[position])
+        with _naming(source, int(indices[position])):
+            record = _usable_record(source, int(indices[position]))
             text, _ = (_caption_text(record, tokenizer, max_tokens) if "caption" in record else
                        _class_text(record, prompt.encoding, spans, class_ids))
             text["mlm_eligible"] = np.full(max_tokens, MLM_NEVER, np.int8)
             kept = np.arange(min(len(record["boxes"]), max_boxes))     # also those of other prompts' classes
-            size = image_ops.resized_size(record["image"].shape[:2], short_side, max_size, canvas)
-            example = _assemble(record, text, kept, size, canvas, max_boxes, mask_size, mirrored=False)
-            return example | {"source": np.int32(0)}
+            size = record["image"].shape[:2]
+            view = image_ops.whole(size, image_ops.resized_size(size, short_side, max_size, canvas))
+            return _assemble(record, text, kept, view, canvas, max_boxes, mask_size) | {"source": np.int32(0)}
 
     return itertools.chain.from_iterable(
         _read_ahead(functools.partial(read, canvas, indices), range(-(-len(indices) // batch_size) * rows),
@@ -181,11 +247,21 @@ def _plan(source, canvases, short_side, max_size):
     if not hasattr(source, "image_size"):
         raise ValueError(f"source {source.name!r}: found {len(canvases)} canvases and no method "
                          f"image_size(index), expected that method or a single canvas")
-    indices = {canvas: [] for canvas in sorted(canvases, key=lambda canvas: canvas[0] * canvas[1])}
-    for index in range(len(source)):
-        size = source.image_size(index)
-        indices[image_ops.smallest_canvas(size, short_side, max_size, canvases)].append(index)
-    return [(canvas, chosen) for canvas, chosen in indices.items() if chosen]
+    canvases = sorted(canvases, key=math.prod)
+    found = zip(canvases, by_canvas(source, canvases, short_side, max_size))
+    return [(canvas, indices) for canvas, indices in found if len(indices)]
+
+
+def _report(order, sources, steps):
+    """Says once how the canvases share the steps and what they save."""
+    if len(order.canvases) == 1:
+        return
+    shares = ", ".join(f"{height}x{width} {share:.1%}" for (height, width), share in zip(order.canvases, order.shares))
+    short, longest = ops.largest_resize(steps)
+    sides = next((op.short_sides for op in reversed(steps) if isinstance(op, ops.Resize)), (short,))
+    padding = order.padding(sources, sides, longest)
+    log.info("canvases, share of the steps: %s%s", shares, "" if padding is None else
+             f"; about {padding['canvases']:.0%} of the pixels are padding, on one square {padding['square']:.0%}")
 
 
 def _example_spec(canvas, max_tokens, max_boxes, mask_size):
@@ -236,6 +312,20 @@ def _usable_record(source, index):
     return usable
 
 
+def _seen(record, view):
+    """The record as a view has it, still in pixels of its image: boxes cut, those out of sight gone, words swapped."""
+    boxes, left_over = image_ops.cut_boxes(record["boxes"], view)
+    keep = left_over >= _LEAST_LEFT_OVER
+    seen = record | {"boxes": boxes[keep], "classes": record["classes"][keep]}
+    if "masks" in record:
+        seen["masks"] = record["masks"][keep]
+    if "caption" in record:
+        seen["spans"] = [spans for spans, kept in zip(record["spans"], keep) if kept]
+        if view.mirrored and view.swap_words:
+            seen["caption"], seen["spans"] = ops.mirrored_caption(record["caption"], seen["spans"])
+    return seen
+
+
 def _caption_text(record, tokenizer, max_tokens):
     """Text keys of a caption, and the indices of the boxes to keep: all."""
     encoding = tokenizer.encode(record["caption"], max_tokens)
@@ -271,27 +361,24 @@ def _class_text(record, encoding, spans, class_ids, mlm=False):
     }, kept
 
 
-def _assemble(record, text, kept, size, canvas, max_boxes, mask_size, mirrored):
-    """One example without its `source`: the record resized to `size`, on the canvas, boxes `kept` padded."""
-    original = record["image"].shape[:2]
-    image, boxes = image_ops.resize(record["image"], record["boxes"], size)
-    if mirrored:
-        image, boxes = image_ops.flip(image, boxes)
+def _assemble(record, text, kept, view, canvas, max_boxes, mask_size):
+    """One example without its `source`: the view of the record on the canvas, boxes `kept` padded."""
+    image, boxes = image_ops.show(record["image"], record["boxes"], view)
     example = text | {
         "image": image_ops.pad(image, canvas),
-        "image_size": np.array(size, np.int32),
+        "image_size": np.array(view.size, np.int32),
         "boxes": _padded(boxes[kept], max_boxes, 0),
         "box_mask": np.arange(max_boxes) < len(kept),
         "positive_map": _padded(text["positive_map"][kept], max_boxes, False),
         "box_class": _padded(text["box_class"][kept], max_boxes, NO_CLASS),
         "example_id": np.int64(record["image_id"]),
-        "original_size": np.array(original, np.int32),
-        "scale": (np.array(size) / original).astype(np.float32),
+        "original_size": np.array(record["image"].shape[:2], np.int32),
+        "scale": (np.array(view.size) / view.window_size).astype(np.float32),
     }
     if mask_size is not None:
-        masks = record.get("masks", np.zeros((len(boxes), *original), np.bool_))
+        masks = record.get("masks", np.zeros((len(boxes), *record["image"].shape[:2]), np.bool_))
         crops = image_ops.crop_masks(masks[kept], record["boxes"][kept], mask_size)
-        example["masks"] = _padded(crops[:, :, ::-1] if mirrored else crops, max_boxes, False)
+        example["masks"] = _padded(crops[:, :, ::-1] if view.mirrored else crops, max_boxes, False)
     return example
 
 

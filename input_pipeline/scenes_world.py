@@ -89,6 +89,10 @@ class RenderedWorld:
     def __len__(self):
         return self._num_examples
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        """(height, width) of any picture."""
+        return self.canvas
+
     def __getitem__(self, index):
         scene, rng = self._render(index)
         record = {"image": scene.image, "image_id": int(index)}

@@ -55,12 +55,49 @@ class Place(NamedTuple):
     record: int
 
 
+class Turns:
+    """Whose turn it is at position p of an endless stream, and how many turns the same had before.
+
+    Positions come in blocks of 4096. In each block everyone has the same number of turns (the weight, rounded to
+    1/4096), shuffled over the block.
+
+    Args:
+      weights: shares of the stream, in any unit, all positive.
+      seed: of the order.
+    """
+
+    def __init__(self, weights: Sequence[float], seed: int):
+        total = float(sum(weights))
+        if not (np.all(np.isfinite(weights)) and min(weights) > 0):
+            raise ValueError(f"weights: found {list(weights)}, expected finite numbers above 0")
+        ends = [round(_BLOCK * end / total) for end in itertools.accumulate(weights)]
+        self.shares = np.diff([0, *ends])
+        if not self.shares.all():
+            raise ValueError(f"weights: found {list(weights)}, expected each at least 1/{_BLOCK} of the sum")
+        self._seed = seed
+        self._block = functools.lru_cache(maxsize=4)(self._lay_block)
+
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        block, place = divmod(position, _BLOCK)
+        owners, ranks = self._block(block)
+        owner = int(owners[place])
+        return owner, block * int(self.shares[owner]) + int(ranks[place])
+
+    def _lay_block(self, block):
+        """int [4096] each: whose each turn of a block is; how many turns before it in the block are the same's."""
+        owners = np.repeat(np.arange(len(self.shares)), self.shares)
+        owners = np.random.default_rng((self._seed, block)).permutation(owners)
+        ranks = np.zeros(_BLOCK, np.int64)
+        for owner, share in enumerate(self.shares):
+            ranks[owners == owner] = np.arange(share)
+        return owners, ranks
+
+
 class Mixture:
     """Which record stands at position p of an endless stream over weighted sources.
 
-    Positions come in blocks of 4096. In each block every source holds the same number of places (its weight,
-    rounded to 1/4096), shuffled over the block. The k-th place of a source reads its k-th record, in an order
-    that is a new permutation for every epoch of that source: no record comes again before all others came.
+    The sources take `Turns`. The k-th turn of a source reads its k-th record, in an order that is a new permutation
+    for every epoch of that source: no record comes again before all others came.
 
     Args:
       lengths: records of each source.
@@ -73,31 +110,12 @@ class Mixture:
             raise ValueError(f"weights: found {len(weights)} for {len(lengths)} sources, expected one each")
         if min(lengths) < 1:
             raise ValueError(f"sources: found lengths {list(lengths)}, expected at least one record in each")
-        total = float(sum(weights))
-        if not (np.all(np.isfinite(weights)) and min(weights) > 0):
-            raise ValueError(f"weights: found {list(weights)}, expected finite numbers above 0")
-        ends = [round(_BLOCK * end / total) for end in itertools.accumulate(weights)]
-        self._shares = np.diff([0, *ends])
-        if not self._shares.all():
-            raise ValueError(f"weights: found {list(weights)}, expected each at least 1/{_BLOCK} of the sum")
-        self._lengths, self._seed = tuple(lengths), seed
-        self._block = functools.lru_cache(maxsize=4)(self._lay_block)
+        self._turns, self._lengths, self._seed = Turns(weights, seed), tuple(lengths), seed
 
     def __getitem__(self, position: int) -> Place:
-        block, place = divmod(position, _BLOCK)
-        sources, ranks = self._block(block)
-        source = int(sources[place])
-        epoch, index = divmod(block * int(self._shares[source]) + int(ranks[place]), self._lengths[source])
+        source, turn = self._turns[position]
+        epoch, index = divmod(turn, self._lengths[source])
         return Place(source, shuffled(index, self._lengths[source], (self._seed, source, epoch)))
-
-    def _lay_block(self, block):
-        """int [4096] each: the source of each place of a block; how many places before it have the same."""
-        sources = np.repeat(np.arange(len(self._shares)), self._shares)
-        sources = np.random.default_rng((self._seed, block)).permutation(sources)
-        ranks = np.zeros(_BLOCK, np.int64)
-        for source, share in enumerate(self._shares):
-            ranks[sources == source] = np.arange(share)
-        return sources, ranks
 
 
 def shuffled(index: int, length: int, key: Sequence[int]) -> int:

@@ -78,8 +78,8 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def train(tokenizer):
     def batches(sources=BOTH, weights=None, start_step=0, **changes):
-        options = {"seed": 3, "batch_size": 4, "canvas": CANVAS, "short_sides": (32, 48, 64), "max_size": 96,
-                   "max_tokens": TOKENS, "max_boxes": BOXES, "num_negatives": 5, "flip_probability": 0.5,
+        options = {"seed": 3, "batch_size": 4, "canvases": [CANVAS], "augment": "resize((32, 48, 64), 96)|flip(0.5)",
+                   "max_tokens": TOKENS, "max_boxes": BOXES, "num_negatives": 5,
                    "class_table": ClassTable.from_sources(sources), "tokenizer": tokenizer} | changes
         return train_batches(sources, weights or [1] * len(sources), start_step=start_step, **options)
     return batches
@@ -165,7 +165,7 @@ def test_pixels_boxes_and_words_agree(train, tokenizer):
 
 
 def test_captions(train):
-    batch = take(train([Captions()], flip_probability=0.0), 1)[0]
+    batch = take(train([Captions()], augment="resize((32, 48, 64), 96)"), 1)[0]
     assert batch["box_mask"].sum(axis=1).tolist() == [2] * 4         # the box of one pixel is gone
     assert [np.flatnonzero(row).tolist() for row in batch["positive_map"][0]] == [[1, 2, 3], [8, 9], []]
     assert (batch["box_class"] == NO_CLASS).all() and (batch["token_class"] == NO_CLASS).all()
@@ -322,7 +322,7 @@ def test_records_against_the_contract_are_refused(evaluate, record, message):
     ({"batch_size": 5, "process_count": 2}, "batch_size: found 5, expected a positive multiple of the 2"),
     ({"process_index": 1}, "process_index: found 1, expected 0 to 0"),
     ({"max_boxes": 0}, "max_boxes: found 0, expected at least 1"),
-    ({"short_sides": (0, 48)}, "short_sides: found 0, expected at least 1"),
+    ({"augment": "resize((0, 48), 96)"}, "expected whole numbers above 0"),
     ({"weights": [1, -1]}, "weights: found"),
 ])
 def test_impossible_settings_are_refused_at_once(train, changes, message):
@@ -346,8 +346,8 @@ class Slow:
         return {"image": np.zeros((8, 8, 3), np.uint8), "image_id": index,
                 "boxes": np.zeros((0, 4)), "classes": []}
 
-stream = train_batches([Slow()], [1], seed=0, start_step=0, batch_size=2, canvas=(32, 32), short_sides=[8],
-                       max_size=32, max_tokens=8, max_boxes=2, num_negatives=1, flip_probability=0.0,
+stream = train_batches([Slow()], [1], seed=0, start_step=0, batch_size=2, canvases=[(32, 32)],
+                       augment="resize(8, 32)", max_tokens=8, max_boxes=2, num_negatives=1,
                        class_table=ClassTable(["cat"]), tokenizer=Tokenizer())
 next(stream)
 """
