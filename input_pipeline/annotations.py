@@ -1,4 +1,4 @@
-"""What readers of annotation files have in common: checks that name the place, boxes, spans, problems listed together."""
+"""What readers of annotation files have in common: checks that name the place, boxes, spans, lists of problems."""
 import json
 import math
 import pathlib

@@ -29,8 +29,8 @@ class GroundingJson:
 
     `images` need `id`, `file_name`, `height`, `width`, `caption`; `annotations` need `image_id`, `bbox` ([x, y, width,
     height], width = x2 − x1) and `tokens_positive` or `tokens`, a list of [begin, end) characters of the caption.
-    `image_id` of a record is the pair's id: one photograph has several. What is kept of a file is arrays, file names and
-    captions.
+    `image_id` of a record is the pair's id: one photograph has several. What is kept of a file is arrays, file names
+    and captions.
 
     Args:
       json_path: the annotation file.
@@ -65,8 +65,8 @@ class GroundingJson:
         if without_coco:
             images = {key: image for key, image in images.items() if image.get("data_source") != "coco"}
         elif from_coco and coco_folder is None and any(i.get("data_source") != "coco" for i in images.values()):
-            raise ValueError(f"{json_path}: found images of the data sources coco and others, expected coco_folder to be "
-                             "given, or without_coco=True")
+            raise ValueError(f"{json_path}: found images of the data sources coco and others, expected a coco_folder "
+                             "beside image_folder, or without_coco=True")
         known = {image["id"] for image in content["images"]}
         of_image = {key: [] for key in sorted(images)}
         for n, annotation in enumerate(content["annotations"]):

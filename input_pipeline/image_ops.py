@@ -73,6 +73,16 @@ def decode_of_size(file: str | os.PathLike | bytes, size: tuple[int, int], recor
     return image
 
 
+def header_size(file: str | os.PathLike | bytes, *, name: str | None = None) -> tuple[int, int]:
+    """(height, width) of the upright image, from the header alone. Raises: ValueError naming the file."""
+    try:
+        with _open(file) as image:
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return image.size if turned else image.size[::-1]
+    except _BROKEN as error:
+        raise ValueError(f"{name or _name(file)}: cannot read the image: {error}") from error
+
+
 def as_pixels(image, *, name: str = "image") -> np.ndarray:
     """An image in any form that people have it in: a path or the bytes of a file, a PIL image, an array.
 
@@ -158,9 +168,9 @@ def resized_size(size: tuple[int, int], short_side: int, max_size: int,
                  canvas: tuple[int, int] | None = None) -> tuple[int, int]:
     """(height, width) after the resize rule of the reference.
 
-    A `short_side` of 0 leaves the size as it is. Otherwise the short side becomes `short_side`, less where the long side
-    would pass `max_size`. Rounding may leave the long side up to long/(2·short) pixels above `max_size`. An image that would pass the canvas shrinks
-    further, keeping its proportions (the reference has no canvas: it pads to the largest image of the batch).
+    A `short_side` of 0 leaves the size as it is. Otherwise the short side becomes `short_side`, less where the long
+    side would pass `max_size`. Rounding may leave the long side up to long/(2·short) pixels above `max_size`. An image
+    that would pass the canvas shrinks further, keeping its proportions (the reference has no canvas: it pads to the largest image of the batch).
 
     Source: GLIP `transforms.Resize.get_size`.
     """

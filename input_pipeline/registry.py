@@ -1,41 +1,22 @@
 """From what a config says to sources: one place that knows every kind by name."""
+import importlib
 import os
 
-
-def _scenes(**options):
-    from input_pipeline.scenes import Scenes
-    return Scenes(**options)
-
-
-def _stickers(**options):
-    from input_pipeline.stickers import Stickers
-    return Stickers(**options)
-
-
-def _coco_json(**options):
-    from input_pipeline.coco_json import CocoJson
-    return CocoJson(**options)
-
-
-def _grounding_json(**options):
-    from input_pipeline.grounding_json import GroundingJson
-    return GroundingJson(**options)
-
-
-def _voc(**options):
-    from input_pipeline.voc import Voc
-    return Voc(**options)
-
-
-def _odvg(**options):
-    from input_pipeline.odvg import Odvg
-    return Odvg(**options)
-
-
-# Each imports its reader when asked for: a run pays for the readers that it uses.
-KINDS = {"scenes": _scenes, "stickers": _stickers, "coco_json": _coco_json, "grounding_json": _grounding_json,
-         "odvg": _odvg, "voc": _voc}
-_PATHS = ("folder", "json_path", "jsonl_path", "label_map", "image_folder", "coco_folder")
+# kind → module and class; a module is imported when its kind is asked for: a run pays for the readers that it uses.
+KINDS = {
+    "scenes": ("scenes", "Scenes"),
+    "stickers": ("stickers", "Stickers"),
+    "coco_json": ("coco_json", "CocoJson"),            # COCO, Objects365, OpenImages, ODinW, LVIS
+    "grounding_json": ("grounding_json", "GroundingJson"),
+    "odvg": ("odvg", "Odvg"),
+    "tsv": ("tsv", "Tsv"),
+    "voc": ("voc", "Voc"),
+    "coco_captions": ("captions", "CocoCaptions"),
+    "vqa": ("captions", "Vqa"),
+}
+# Options that are paths, relative to the root.
+PATHS = ("folder", "json_path", "jsonl_path", "yaml_path", "annotations_path", "label_map", "image_folder",
+         "coco_folder")
 
 
 def make_source(spec, root=""):
@@ -51,9 +32,10 @@ def make_source(spec, root=""):
     kind = spec.get("kind")
     if kind not in KINDS:
         raise ValueError(f"config.data: found source kind {kind!r}, expected one of {sorted(KINDS)}")
-    options |= {key: os.path.join(root, options[key]) for key in _PATHS if key in options}
+    options |= {key: os.path.join(root, options[key]) for key in PATHS if options.get(key) is not None}
+    module, name = KINDS[kind]
     try:
-        return KINDS[kind](**options)
+        return getattr(importlib.import_module(f"input_pipeline.{module}"), name)(**options)
     except TypeError as error:
         raise ValueError(f"config.data, source of kind {kind!r}: {error}") from error
 

@@ -1,0 +1,126 @@
+"""Sources of texts without boxes: COCO captions, and VQA v2 questions with their answers."""
+import os
+import pathlib
+
+import numpy as np
+
+from input_pipeline import image_ops
+from input_pipeline.annotations import Problems, field, load_lists, refuse
+
+
+class CocoCaptions:
+    """A record for each caption of a COCO caption file, in the file's order; `image_id` is that of the image.
+
+    Args:
+      json_path: file with `images` (`id`, `file_name`) and `annotations` (`image_id`, `caption`).
+      image_folder: what `file_name` is relative to.
+      name: of the source in errors and logs.
+    Raises: ValueError listing the records at fault.
+    """
+
+    class_names, category_ids = (), ()
+
+    def __init__(self, json_path: str | os.PathLike, image_folder: str | os.PathLike, *, name: str | None = None):
+        content = load_lists(json_path, ("images", "annotations"))
+        self.name, self._folder = name or pathlib.Path(json_path).stem, pathlib.Path(image_folder)
+        problems, self._files, self._ids, self._captions = Problems(), {}, [], []
+        for n, image in enumerate(content["images"]):
+            with problems:
+                self._files[field(image, "id", int, f"images[{n}]")] = field(image, "file_name", str, f"images[{n}]")
+        for n, annotation in enumerate(content["annotations"]):
+            with problems:
+                where = f"annotations[{n}]"
+                image_id, caption = field(annotation, "image_id", int, where), field(annotation, "caption", str, where)
+                if image_id not in self._files:
+                    raise ValueError(f"{where}: found image_id {image_id}, expected the id of one of 'images'")
+                if not caption.strip():
+                    raise ValueError(f"{where}: found an empty caption")
+                self._ids.append(image_id)
+                self._captions.append(caption.strip())
+        if not self._ids and not problems.found:
+            problems.found.append("found no caption, expected at least one")
+        refuse(json_path, problems.found)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def caption(self, index: int) -> str:
+        """The caption alone."""
+        return self._captions[index]
+
+    def image_bytes(self, index: int) -> bytes:
+        """The image file as it is."""
+        return image_ops.read_file(self._folder / self._files[self._ids[index]])
+
+    def __getitem__(self, index: int) -> dict:
+        image_id = self._ids[index]
+        path = self._folder / self._files[image_id]
+        return {"image": lambda: image_ops.decode(path), "image_id": image_id} | _without_boxes(self._captions[index])
+
+
+class Vqa:
+    """A record for each question of VQA v2, in the file's order. Its text is the question, `image_id` the id of it.
+
+    `questions` of a record holds {"question", "answer": the most frequent one, "answers": all ten}; a file of questions
+    alone (the test split) has answers "" and []. `about` holds the photograph's `image_id`.
+
+    Args:
+      json_path: v2_OpenEnded_mscoco_*_questions.json.
+      image_folder: folder of the COCO images.
+      annotations_path: v2_mscoco_*_annotations.json, or None.
+      file_pattern: name of an image's file; {split} is the file's `data_subtype`, {id} the photograph's id.
+      name: of the source in errors and logs.
+    Raises: ValueError listing the questions at fault, such as one without annotation.
+    """
+
+    class_names, category_ids = (), ()
+
+    def __init__(self, json_path: str | os.PathLike, image_folder: str | os.PathLike, *,
+                 annotations_path: str | os.PathLike | None = None,
+                 file_pattern: str = "COCO_{split}_{id:012d}.jpg", name: str | None = None):
+        content = load_lists(json_path, ("questions",))
+        self.name, self._folder = name or pathlib.Path(json_path).stem, pathlib.Path(image_folder)
+        answers, problems = {}, Problems()
+        if annotations_path is not None:
+            for n, annotation in enumerate(load_lists(annotations_path, ("annotations",))["annotations"]):
+                with problems:
+                    where = f"{pathlib.Path(annotations_path).name}, annotations[{n}]"
+                    answers[field(annotation, "question_id", int, where)] = (
+                        field(annotation, "multiple_choice_answer", str, where),
+                        [field(answer, "answer", str, where) for answer in field(annotation, "answers", list, where)])
+        self._questions = []
+        for n, question in enumerate(content["questions"]):
+            with problems:
+                where = f"questions[{n}]"
+                question_id = field(question, "question_id", int, where)
+                if annotations_path is not None and question_id not in answers:
+                    raise ValueError(f"{where}: found no annotation of question {question_id}")
+                self._questions.append((question_id, field(question, "image_id", int, where),
+                                        field(question, "question", str, where), *answers.get(question_id, ("", []))))
+        if not self._questions and not problems.found:
+            problems.found.append("found no question, expected at least one")
+        refuse(json_path, problems.found)
+        split = content.get("data_subtype", "")
+        self._file = lambda image_id: self._folder / file_pattern.format(split=split, id=image_id)
+
+    def __len__(self) -> int:
+        return len(self._questions)
+
+    def caption(self, index: int) -> str:
+        """The question alone."""
+        return self._questions[index][2]
+
+    def image_bytes(self, index: int) -> bytes:
+        """The image file as it is."""
+        return image_ops.read_file(self._file(self._questions[index][1]))
+
+    def __getitem__(self, index: int) -> dict:
+        question_id, image_id, question, answer, answers = self._questions[index]
+        path = self._file(image_id)
+        return {"image": lambda: image_ops.decode(path), "image_id": question_id, "about": {"image_id": image_id},
+                "questions": [{"question": question, "answer": answer, "answers": list(answers)}],
+                } | _without_boxes(question)
+
+
+def _without_boxes(caption):
+    return {"caption": caption, "spans": [], "boxes": np.zeros((0, 4), np.float32), "classes": np.zeros(0, np.int32)}
