@@ -24,7 +24,9 @@ def get_config():
     config.data.train_images = ""            # folder of its images
     config.data.eval_json = ""
     config.data.eval_images = ""
-    config.data.train = ()                   # sources: dicts of kind, weight and the kind's options
+    # Sources: dicts of kind and the kind's options. `weight` is the share of the images drawn; without weights it is the
+    # number of records times `copies`, and at least half detection.
+    config.data.train = ()
     config.data.eval = ()                    # sources: dicts of kind, name and the kind's options
     config.data.class_names = ml_collections.ConfigDict()   # better words for classes of a COCO file, file's → prompt's
     config.data.bad_boxes = "error"          # of a COCO file; "repair" drops or cuts boxes outside of their image

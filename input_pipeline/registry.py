@@ -23,12 +23,12 @@ def make_source(spec, root=""):
     """A source from its description in a config.
 
     Args:
-      spec: dict with `kind`, one of `KINDS`, and the options of that kind. `weight` belongs to the mixture and `name`
-        to the report; both are left aside.
+      spec: dict with `kind`, one of `KINDS`, and the options of that kind. `weight` and `copies`
+        belong to the mixture and `name` to the report; they are left aside.
       root: what relative paths among the options start from.
     Raises: ValueError for an unknown kind or option.
     """
-    options = {k: v for k, v in spec.items() if k not in ("kind", "weight", "name")}
+    options = {k: v for k, v in spec.items() if k not in ("kind", "weight", "copies", "name")}
     kind = spec.get("kind")
     if kind not in KINDS:
         raise ValueError(f"config.data: found source kind {kind!r}, expected one of {sorted(KINDS)}")
@@ -59,7 +59,7 @@ def train_specs(data):
     if not data.train:
         raise ValueError("config.data: found nothing to train on; set data.train_json and data.train_images, or "
                          "data.train")
-    return _checked(data.train, "train", "weight")
+    return [dict(spec) for spec in data.train]
 
 
 def eval_specs(data):
@@ -72,12 +72,7 @@ def eval_specs(data):
         return [_coco(data, "eval") | {"name": "eval"}]
     if data.train_json:
         return [_coco(data, "train") | {"name": "train_set"}]
-    return _checked(data.eval, "eval", "name")
-
-
-def _checked(specs, split, field):
-    """Sources of a config as dicts. Raises: ValueError for one that lacks the field which only its split needs."""
-    for place, spec in enumerate(specs):
-        if field not in spec:
-            raise ValueError(f"config.data.{split}[{place}]: found no {field!r} among {sorted(spec)}")
-    return [dict(spec) for spec in specs]
+    for place, spec in enumerate(data.eval):
+        if "name" not in spec:
+            raise ValueError(f"config.data.eval[{place}]: found no 'name' among {sorted(spec)}")
+    return [dict(spec) for spec in data.eval]

@@ -55,6 +55,30 @@ class Place(NamedTuple):
     record: int
 
 
+def mixture_weights(specs: Sequence[dict], sources: Sequence) -> list[float]:
+    """The share of each source in the stream, in any unit.
+
+    Either every source of a config states its `weight`, its share of the images that are drawn; or none does, and the
+    share is its number of records, times `copies` where that is stated (the repeat factors of GLIP). Then detection,
+    which the inter-image loss lives on, is raised to at least half.
+
+    Raises: ValueError where some state a weight and others do not, or for copies that are not above 0.
+    """
+    stated = ["weight" in spec for spec in specs]
+    if all(stated):
+        return [spec["weight"] for spec in specs]
+    if any(stated):
+        raise ValueError(f"config.data.train[{stated.index(False)}]: found no 'weight', expected one for every source "
+                         "or for none")
+    for place, spec in enumerate(specs):
+        if not spec.get("copies", 1) > 0:
+            raise ValueError(f"config.data.train[{place}]: found copies {spec['copies']}, expected a number above 0")
+    sizes = [len(source) * spec.get("copies", 1) for spec, source in zip(specs, sources)]
+    detection = sum(size for size, source in zip(sizes, sources) if source.class_names)
+    factor = max(1.0, (sum(sizes) - detection) / detection) if detection else 1.0
+    return [size * factor if source.class_names else size for size, source in zip(sizes, sources)]
+
+
 class Turns:
     """Whose turn it is at position p of an endless stream, and how many turns the same had before.
 
