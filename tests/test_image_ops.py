@@ -1,4 +1,5 @@
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -87,6 +88,24 @@ def test_broken_files_are_named(tmp_path):
         image_ops.decode(b"", name="upload 7")
     with pytest.raises(ValueError, match="mode 'F', expected 8 or 16 bits"):
         image_ops.decode(encoded(Image.new("F", (2, 2)), "TIFF"))
+
+
+def test_an_image_that_claims_too_many_pixels_is_not_decoded(tmp_path, monkeypatch):
+    data = bytearray(encoded(Image.fromarray(gradient())))
+    data[16:24] = (200_000).to_bytes(4, "big") * 2                     # width and height in the header of a PNG
+    crc = zlib.crc32(data[12:29])
+    data[29:33] = crc.to_bytes(4, "big")
+    with pytest.raises(ValueError, match="bomb.png: cannot read the image: .*40000000000 pixels"):
+        image_ops.decode(bytes(data), name="bomb.png")
+    path, data = tmp_path / "a.png", encoded(Image.fromarray(gradient()))
+    path.write_bytes(data)
+    monkeypatch.setattr(image_ops, "MAX_PIXELS", 60)
+    assert image_ops.decode(data).shape == (6, 10, 3)
+    monkeypatch.setattr(image_ops, "MAX_PIXELS", 59)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("pixels were decoded"))
+    for file in (data, path):
+        with pytest.raises(ValueError, match="found 6x10 pixels, expected at most 59 in all"):
+            image_ops.decode(file)
 
 
 def test_resized_size_equals_the_reference(load_reference):
