@@ -41,6 +41,8 @@ def get_config():
     config.data.max_boxes = 100
     config.data.num_negatives = 85           # absent class names in a training prompt, at most; -1: always all classes
     config.data.mlm_on_detection = False     # masked words among the present class names of prompts, too
+    config.data.packed_captions = 0          # captions of other images around a caption, at most; GLIP-L: 20
+    config.data.unpacked_probability = 0.4   # how often a caption stands alone; of the rest, half take all that fit
     config.data.parallel_reads = 8           # examples read at a time
     config.data.max_bad_records = 0          # records that a host may fail to read, and replace, since its start
 

@@ -29,6 +29,9 @@ class Packing:
         return self.count if rng.random() < self.all_probability else int(rng.integers(self.count))
 
 
+ALONE = Packing()
+
+
 def pack(caption: str, spans: list[list[Span]], others: list[str], tokenizer: Tokenizer, max_tokens: int,
          rng: np.random.Generator) -> tuple[str, list[list[Span]], Span]:
     """A caption among others, in random order, each with a full stop and a space after it.

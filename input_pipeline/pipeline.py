@@ -20,6 +20,7 @@ import numpy as np
 
 from input_pipeline import image_ops, ops, prompts, text_ops
 from input_pipeline.canvases import Order, by_canvas
+from input_pipeline.caption_packing import ALONE, Packing, pack
 from input_pipeline.schema import MLM_NEVER, NO_CLASS, batch_spec
 from input_pipeline.sources import ClassTable
 from input_pipeline.tokenizer import Tokenizer
@@ -64,7 +65,7 @@ def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, sta
                   num_negatives: int | None, class_table: ClassTable, tokenizer: Tokenizer, process_index: int = 0,
                   process_count: int = 1, full_probability: float = 0.5, separator: str = prompts.SEPARATOR,
                   mlm_on_detection: bool = False, mask_size: int | None = None, parallel_reads: int = 8,
-                  bad_records: BadRecords | None = None) -> Iterator[dict]:
+                  bad_records: BadRecords | None = None, packing: Packing = ALONE) -> Iterator[dict]:
     """Endless training batches of this host, from `start_step` on.
 
     Crowd boxes and boxes no wider or higher than a pixel are dropped. An image left without boxes stays, with
@@ -89,6 +90,7 @@ def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, sta
       parallel_reads: examples read at a time.
       bad_records: collects records that cannot be read, up to its limit; by default the first one ends the stream.
         In its place stands a record of the same source and canvas, drawn by (seed, position, attempt).
+      packing: how many captions of other records stand around a caption, for sources that give captions without images.
     Yields: dicts of `schema.batch_spec(batch_size / process_count, canvas, max_tokens, max_boxes)`.
     Raises: ValueError on settings that cannot work, and while iterating for a record that cannot be read,
       naming it.
@@ -98,7 +100,7 @@ def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, sta
         sources, weights, seed=seed, batch_size=batch_size, canvases=canvases, augment=augment, max_tokens=max_tokens,
         max_boxes=max_boxes, num_negatives=num_negatives, class_table=class_table, tokenizer=tokenizer,
         full_probability=full_probability, separator=separator, mlm_on_detection=mlm_on_detection, mask_size=mask_size,
-        bad_records=bad_records)
+        bad_records=bad_records, packing=packing)
 
     def read_row(counter):
         step, row = divmod(counter, rows)
@@ -110,7 +112,7 @@ def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, sta
 
 def train_reader(sources, weights, *, seed, batch_size, canvases, augment, max_tokens, max_boxes, num_negatives,
                  class_table, tokenizer, full_probability=0.5, separator=prompts.SEPARATOR, mlm_on_detection=False,
-                 mask_size=None, bad_records=None) -> Callable[[int, int], dict]:
+                 mask_size=None, bad_records=None, packing=ALONE) -> Callable[[int, int], dict]:
     """The function (step, row of the global batch) -> example that `train_batches` reads with, without TensorFlow."""
     _check_at_least(max_tokens=(max_tokens, 2), max_boxes=(max_boxes, 1), canvases=(min(map(min, canvases)), 1))
     steps = ops.parse(augment)
@@ -122,9 +124,12 @@ def train_reader(sources, weights, *, seed, batch_size, canvases, augment, max_t
         for source in sources:
             _all_classes(source, tokenizer, max_tokens, separator)   # a prompt that does not fit fails now
 
-    def text_of(record, names, ids, rng):
+    def text_of(record, source, ids, rng):
+        names = source.class_names
         if "caption" in record:
-            return _caption_text(record, tokenizer, max_tokens)
+            count = packing.draw(rng) if hasattr(source, "caption") else 0
+            others = [source.caption(int(index)) for index in rng.integers(len(source), size=count)]
+            return _caption_text(record, tokenizer, max_tokens, others, rng)
         classes = range(len(names)) if num_negatives is None else prompts.sample_classes(
             names, record["classes"], tokenizer, rng, max_tokens=max_tokens, num_negatives=num_negatives,
             full_probability=full_probability, separator=separator, candidates=record.get("negatives"))
@@ -142,11 +147,15 @@ def train_reader(sources, weights, *, seed, batch_size, canvases, augment, max_t
                 index = order.another(step, place.source, rng)
             try:
                 with _naming(source, index):
-                    return place.source, index, _usable_record(source, index), rng
+                    record = _usable_record(source, index)
             except ValueError as error:
                 bad_records.add(source.name, index, error)
                 if attempt == _ATTEMPTS:
                     raise
+            else:
+                # A caption of which no box is left would teach that its words are nowhere.
+                if len(record["boxes"]) or not getattr(source, "replace_empty", False) or attempt == _ATTEMPTS:
+                    return place.source, index, record, rng
 
     def read(step, row):
         place, index, record, rng = readable_record(step, row)
@@ -154,7 +163,7 @@ def train_reader(sources, weights, *, seed, batch_size, canvases, augment, max_t
         with _naming(source, index):
             view = ops.augmented_view(steps, record, rng, canvas)
             record = _seen(record, view)
-            text, kept = text_of(record, source.class_names, class_ids[place], rng)
+            text, kept = text_of(record, source, class_ids[place], rng)
             if len(kept) > max_boxes:
                 kept = np.sort(rng.choice(kept, max_boxes, replace=False))
             return _assemble(record, text, kept, view, canvas, max_boxes, mask_size) | {"source": np.int32(place)}
@@ -326,16 +335,23 @@ def _seen(record, view):
     return seen
 
 
-def _caption_text(record, tokenizer, max_tokens):
-    """Text keys of a caption, and the indices of the boxes to keep: all."""
-    encoding = tokenizer.encode(record["caption"], max_tokens)
+def _caption_text(record, tokenizer, max_tokens, others=(), rng=None):
+    """Text keys of a caption, packed with others, and the indices of the boxes to keep: all.
+
+    Only words of the caption itself are masked (GLIP: a choice, `MLM_OBJ_FOR_ONLY_POSITIVE`).
+    """
+    caption, spans, own = record["caption"], record["spans"], (0, len(record["caption"]))
+    if others:
+        caption, spans, own = pack(caption, spans, others, tokenizer, max_tokens, rng)
+    encoding = tokenizer.encode(caption, max_tokens)
+    is_own = (encoding.offsets[:, 0] >= own[0]) & (encoding.offsets[:, 1] <= own[1])
     return {
         "token_ids": encoding.ids,
         "token_mask": encoding.mask,
-        "positive_map": text_ops.positive_map(record["spans"], encoding.offsets),       # [n, T]
+        "positive_map": text_ops.positive_map(spans, encoding.offsets),                 # [n, T]
         "box_class": np.full(len(record["boxes"]), NO_CLASS, np.int32),
         "token_class": np.full(max_tokens, NO_CLASS, np.int32),
-        "mlm_eligible": text_ops.mlm_eligible_caption(encoding.offsets),
+        "mlm_eligible": np.where(is_own, text_ops.mlm_eligible_caption(encoding.offsets), MLM_NEVER).astype(np.int8),
     }, np.arange(len(record["boxes"]))
 
 

@@ -83,7 +83,7 @@ def test_two_image_folders_of_a_mixed_file(grounding, tmp_path):
     assert source[0]["image"]()[0, 0].tolist() == [255, 0, 0] and source[1]["image"]()[0, 0].tolist() == [0, 128, 0]
     only = grounding(images, [box(), box(image_id=2)], without_coco=True)
     assert len(only) == 1 and only[0]["image_id"] == 2
-    with pytest.raises(ValueError, match="expected coco_folder"):
+    with pytest.raises(ValueError, match="expected a coco_folder"):
         grounding(images, [box(), box(image_id=2)])
 
 
@@ -148,10 +148,9 @@ def test_lvis_images_are_found_by_their_url_and_absent_classes_are_known(tmp_pat
 
 def test_training_draws_only_absent_classes(tmp_path):
     source, tokenizer = lvis(tmp_path), Tokenizer()
-    batches = pipeline.train_batches([source], [1.0], seed=0, start_step=0, batch_size=4, canvas=(64, 64),
-                                     short_sides=(48,), max_size=64, max_tokens=32, max_boxes=4, num_negatives=4,
-                                     flip_probability=0.0, class_table=ClassTable.from_sources([source]),
-                                     tokenizer=tokenizer)
+    batches = pipeline.train_batches([source], [1.0], seed=0, start_step=0, batch_size=4, canvases=[(64, 64)],
+                                     augment="resize(48, 64)", max_tokens=32, max_boxes=4, num_negatives=4,
+                                     class_table=ClassTable.from_sources([source]), tokenizer=tokenizer)
     aerosol = set(tokenizer.encode("aerosol", 8).ids.tolist()[1:-1]) - {tokenizer.pad_id, tokenizer.sep_id}
     zebra = tokenizer.encode("zebra", 8).ids[1]
     ids = np.concatenate([next(batches)["token_ids"] for _ in range(4)])

@@ -3,13 +3,10 @@ import base64
 import io
 import json
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import caption_packing
 from input_pipeline.registry import make_source
-from input_pipeline.tokenizer import Tokenizer
 from tests.conftest import REPOSITORY
 
 SHARED = REPOSITORY.parent / "shared" / "data"
@@ -156,38 +153,3 @@ def test_vqa(tmp_path):
     assert make_source(spec, str(tmp_path))[0]["questions"][0]["answers"] == []       # a test split has no answers
     with pytest.raises(ValueError, match=r"questions\[0\]: found no annotation of question 42000"):
         read([annotation | {"question_id": 1}])
-
-
-# Packing.
-
-OTHERS = ["two dogs run.", "a plane", "a very long caption " * 30, "snow"]
-
-
-def test_packed_captions_keep_their_spans_and_their_budget():
-    tokenizer, caption, places = Tokenizer(), "a cat on a mat", set()
-    for seed in range(12):
-        text, spans, (begin, end) = caption_packing.pack(
-            caption, [[(2, 5)], [(9, 14), (0, 1)]], OTHERS, tokenizer, 32, np.random.default_rng(seed))
-        assert text[begin:end] == caption and [text[b:e] for b, e in spans[0]] == ["cat"]
-        assert [text[b:e] for b, e in spans[1]] == ["a mat", "a"]
-        assert tokenizer.count(text) + 2 <= 32 and "very long" not in text
-        assert "two dogs run. " in text and "a plane. " in text and "snow. " in text
-        places.add(begin)
-    assert len(places) > 2
-
-
-def test_a_full_caption_takes_no_others():
-    caption = "word " * 29
-    assert caption_packing.pack(caption, [[(0, 4)]], OTHERS, Tokenizer(), 31, np.random.default_rng(0)) == (
-        caption, [[(0, 4)]], (0, len(caption)))
-
-
-def test_how_many_captions_are_packed():
-    rng, packing = np.random.default_rng(0), caption_packing.Packing(20, 0.4, 0.5)
-    drawn = np.array([packing.draw(rng) for _ in range(4000)])
-    # 40 % none on purpose; 30 % twenty; the rest uniform over 0 … 19.
-    assert abs((drawn == 20).mean() - 0.3) < 0.03 and abs((drawn == 0).mean() - (0.4 + 0.3 / 20)) < 0.03
-    assert set(drawn) == set(range(21))
-    assert not any(caption_packing.Packing().draw(rng) for _ in range(100))
-
-
