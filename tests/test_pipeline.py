@@ -1,5 +1,6 @@
 """Batches from small sources in memory."""
 import itertools
+import logging
 import pathlib
 import subprocess
 import sys
@@ -7,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from input_pipeline import eval_batches, prompts, train_batches
+from input_pipeline import BadRecords, eval_batches, prompts, train_batches
+from input_pipeline.pipeline import train_reader
 from input_pipeline.schema import MLM_NEVER, MLM_SCORED, NO_CLASS, check_batch
-from input_pipeline.sources import ClassTable
+from input_pipeline.sources import ClassTable, mixture_weights
 from input_pipeline.tokenizer import Tokenizer
 
 CANVAS, TOKENS, BOXES = (64, 96), 32, 3
@@ -109,21 +111,171 @@ def test_batches_keep_the_contract(train, evaluate):
         check_batch(batch, CANVAS, TOKENS, BOXES)
 
 
-def test_a_resumed_stream_equals_the_unbroken_one(train):
-    unbroken = take(train(), 6)
-    for start in (1, 4):
-        for batch, expected in zip(take(train(start_step=start), 2), unbroken[start:]):
+ROUGH = "crop(0.5)|resize((32, 48, 64), 96)|flip(0.5, swap_words=True)|color(0.3)"
+THREE = ((64, 96), (96, 64), (64, 64))
+
+
+class Holes(Detection):
+    """Two of its records are never readable."""
+    def __getitem__(self, index):
+        if index in (2, 5):
+            raise ValueError(f"photo{index}.jpg: truncated")
+        return super().__getitem__(index)
+
+
+STREAMS = {
+    "plain": {},
+    "several canvases, rough augmentation": {"canvases": THREE, "augment": ROUGH, "mask_size": 4},
+    "several canvases, bad records": {"canvases": THREE, "sources": (Holes(), Captions()), "max_bad_records": 2},
+}
+
+
+@pytest.fixture(params=STREAMS.values(), ids=STREAMS)
+def stream(train, request):
+    """A function that opens the same stream anew."""
+    def open_stream(**changes):
+        options = {"batch_size": 8, **request.param, **changes}
+        limit = options.pop("max_bad_records", 0)
+        return train(bad_records=BadRecords(limit), **options)
+    return open_stream
+
+
+def test_a_resumed_stream_equals_the_unbroken_one(stream):
+    unbroken = take(stream(), 9)
+    for start in (1, 7):                                               # stopped after step 7, goes on with step 8
+        for batch, expected in zip(take(stream(start_step=start), 2), unbroken[start:]):
             assert_equal(batch, expected)
-    assert not np.array_equal(unbroken[0]["image"], unbroken[1]["image"])
-    other = take(train(seed=4), 1)[0]
-    assert not np.array_equal(unbroken[0]["image"], other["image"])
+    assert not np.array_equal(unbroken[0]["example_id"], unbroken[1]["example_id"])
+    other = take(stream(seed=4), 9)
+    assert not all(np.array_equal(a["example_id"], b["example_id"]) for a, b in zip(unbroken, other))
 
 
-def test_the_number_of_hosts_and_readers_changes_nothing(train):
-    whole = take(train(parallel_reads=1), 3)
-    halves = [take(train(process_index=host, process_count=2), 3) for host in range(2)]
-    for batch, first, second in zip(whole, *halves):
-        assert_equal(batch, {key: np.concatenate([first[key], second[key]]) for key in first})
+def test_the_number_of_hosts_and_readers_changes_nothing(stream):
+    whole = take(stream(parallel_reads=1), 4)
+    for count in (2, 4):
+        hosts = [take(stream(process_index=host, process_count=count), 4) for host in range(count)]
+        for batch, *shares in zip(whole, *hosts):
+            assert len({share["image"].shape for share in shares}) == 1
+            assert_equal(batch, {key: np.concatenate([share[key] for share in shares]) for key in batch})
+
+
+def test_batches_read_ahead_are_those_read_one_by_one(train, tokenizer):
+    """Neither threads nor prefetching have a say in what is in a batch."""
+    sources, count = (Holes(), Captions()), 8
+    options = {"seed": 3, "batch_size": count, "canvases": THREE, "augment": ROUGH, "max_tokens": TOKENS, "max_boxes": BOXES,
+               "num_negatives": 5, "class_table": ClassTable.from_sources(sources), "tokenizer": tokenizer}
+    read = train_reader(sources, [1, 1], bad_records=BadRecords(2), **options)
+    for step, batch in enumerate(take(train(sources, bad_records=BadRecords(2), **options), 4)):
+        rows = [read(step, row) for row in reversed(range(count))][::-1]
+        assert_equal(batch, {key: np.stack([row[key] for row in rows]) for key in batch})
+
+
+def test_all_images_of_a_step_lie_on_the_same_canvas_which_fits_them(train):
+    seen = set()
+    for batch in take(train([Detection()], canvases=THREE, augment="resize(64, 96)", batch_size=2), 12):
+        canvas = batch["image"].shape[1:3]
+        seen.add(canvas)
+        check_batch(batch, canvas, TOKENS, BOXES)
+        portrait = batch["original_size"][:, 0] > batch["original_size"][:, 1]
+        assert (portrait == (canvas == (96, 64))).all()
+        np.testing.assert_array_equal(batch["image_size"], [canvas] * 2)       # 40×60 at 64: nothing is padded
+    assert seen == {(64, 96), (96, 64)}
+    for batch in take(train([Captions()], canvases=THREE), 3):         # does not say how large its images are
+        assert batch["image"].shape[1:3] == (64, 64)
+
+
+def test_fewer_records_than_hosts(train, evaluate):
+    few = Detection(2)
+    hosts = [take(train([few], batch_size=4, process_index=host, process_count=4), 2) for host in range(4)]
+    for step in range(2):
+        ids = np.concatenate([batches[step]["example_id"] for batches in hosts])
+        assert sorted(ids.tolist()) == [100, 100, 101, 101]
+    hosts = [list(evaluate(few, process_index=host, process_count=4)) for host in range(4)]
+    assert [batches[0]["example_id"].tolist() for batches in hosts] == [[100], [101], [-1], [-1]]
+
+
+def test_a_source_without_records(train, evaluate):
+    with pytest.raises(ValueError, match=r"found no record in \['toy'\], expected at least one"):
+        train([Captions(), Detection(0)])
+    for canvases in ([CANVAS], THREE):
+        assert not list(evaluate(Detection(0), canvases=canvases))
+
+
+def test_bad_records_are_replaced_up_to_a_limit(train, caplog):
+    bad = BadRecords(2)
+    with caplog.at_level(logging.WARNING, "input_pipeline"):
+        batches = take(train([Holes()], batch_size=10, bad_records=bad), 4)
+    assert len(bad) == 2
+    assert sorted(record.args[-1].args[0] for record in caplog.records) == [          # each once, though met four times
+        f"source 'toy', record {n}: photo{n}.jpg: truncated" for n in (2, 5)]
+    good = set(range(100, 110)) - {102, 105}
+    for batch in batches:                                              # an epoch each
+        assert good <= set(batch["example_id"].tolist()) <= good
+    stream = train([Holes()], batch_size=10, bad_records=BadRecords(1))
+    with pytest.raises(ValueError, match="source 'toy', record [25]: photo[25].jpg: truncated") as found:
+        take(stream, 2)
+    assert found.value.__notes__ == ["That is one more than the 1 of data.max_bad_records."]
+    with pytest.raises(ValueError, match="max_bad_records: found -1"):
+        BadRecords(-1)
+
+
+def test_a_source_without_a_single_good_record_ends(train):
+    with pytest.raises(ValueError, match="source 'toy', record 0: .*bbox"):
+        take(train([Always()], bad_records=BadRecords(5)), 1)
+
+
+class Always(Detection):
+    def __init__(self):
+        super().__init__(1)
+
+    def __getitem__(self, index):
+        raise KeyError("bbox")
+
+
+def test_half_detection_gives_every_batch_prompts_of_several_images(train):
+    """The inter-image loss compares regions with the class names of other images."""
+    sources = (Detection(), Captions())
+    weights = mixture_weights([{}, {}], sources)
+    for batch in take(train(sources, weights, batch_size=16, num_negatives=1), 30):
+        prompts_of = {tuple(row.tolist()) for row in batch["token_class"] if (row != NO_CLASS).any()}
+        assert len(prompts_of) >= 3
+        assert (batch["token_class"] == NO_CLASS).all(axis=1).any()    # and captions
+
+
+def test_left_and_right_follow_a_mirrored_image(train, tokenizer):
+    class Sides(Captions):
+        def __getitem__(self, index):
+            return super().__getitem__(index) | {"caption": "the left cat", "spans": [[(4, 12)]] * 3}
+    texts = {}
+    for batch in take(train([Sides()], augment="flip(0.5, swap_words=True)"), 4):
+        for row in range(4):
+            mirrored = batch["boxes"][row, 0, 0] > 30                  # the first box is at the left
+            words = batch["token_ids"][row][batch["positive_map"][row, 0]]
+            texts.setdefault(bool(mirrored), set()).add(tuple(words.tolist()))
+    left, right = (tuple(tokenizer.encode(text, 8).ids[1:3].tolist()) for text in ("left cat", "right cat"))
+    assert texts == {False: {left}, True: {right}}
+
+
+def test_cut_boxes_masks_and_words_agree(train):
+    """What is left of a cut object fills what is left of its box; one that is gone is neither box nor wanted word."""
+    boxes = np.array([[2, 2, 11, 11], [50, 28, 57, 37]], np.float32)
+    masks = np.zeros((2, 40, 60), np.bool_)
+    masks[0, 2:12, 2:12] = masks[1, 28:38, 50:58] = True
+    image = np.repeat((100 * masks[0] + 200 * masks[1]).astype(np.uint8)[..., None], 3, axis=2)
+    source = One(image=image, boxes=boxes, masks=masks, classes=np.array([0, 1]))
+    counts = []
+    augment = "crop(1)|resize(60, 90)|flip(0.5)"
+    for batch in take(train([source], augment=augment, mask_size=4, num_negatives=0, batch_size=8), 4):
+        for row in range(8):
+            count = int(batch["box_mask"][row].sum())
+            counts.append(count)
+            assert batch["masks"][row, :count].all() and not batch["masks"][row, count:].any()
+            assert batch["positive_map"][row, :count].any(axis=1).all()
+            for (x1, y1, x2, y2), class_id in zip(batch["boxes"][row, :count], batch["box_class"][row]):
+                grey = batch["image"][row, int((y1 + y2) / 2) + 1, int((x1 + x2) / 2) + 1, 0]
+                assert abs(int(grey) - {3: 100, 2: 200}[class_id]) < 40        # "hot dog" is 2, "zebra" 3
+            assert len(set(batch["token_class"][row].tolist()) - {NO_CLASS}) == count
+    assert set(counts) == {1, 2}
 
 
 def test_batches_mix_sources_by_weight(train):
@@ -334,7 +486,7 @@ UNFINISHED = """
 import time
 import numpy as np
 from input_pipeline import train_batches
-from input_pipeline.sources import ClassTable
+from input_pipeline.sources import ClassTable, mixture_weights
 from input_pipeline.tokenizer import Tokenizer
 
 class Slow:
