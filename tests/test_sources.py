@@ -3,8 +3,8 @@ import collections
 import numpy as np
 import pytest
 
-from input_pipeline.schema import NO_CLASS
 from input_pipeline.canvases import Order, by_canvas
+from input_pipeline.schema import NO_CLASS
 from input_pipeline.sources import ClassTable, Mixture, mixture_weights, shuffled
 
 
