@@ -24,15 +24,15 @@ def get_config():
     config.data.train_images = ""            # folder of its images
     config.data.eval_json = ""
     config.data.eval_images = ""
-    # Sources: dicts of kind and the kind's options. `weight` is the share of the images drawn; without weights it is the
-    # number of records times `copies`, and at least half detection.
+    # Sources: dicts of kind and the kind's options. `weight` is the share of the images drawn; without weights it is
+    # the number of records times `copies`, and at least half detection.
     config.data.train = ()
     config.data.eval = ()                    # sources: dicts of kind, name and the kind's options
     config.data.class_names = ml_collections.ConfigDict()   # better words for classes of a COCO file, file's → prompt's
     config.data.bad_boxes = "error"          # of a COCO file; "repair" drops or cuts boxes outside of their image
     config.data.vocabulary = ""              # WordPiece file; empty: bert-base-uncased, which ships with the package
-    # Height and width of training images, pixels: one for all images of a step, compiled once each. A record goes to the
-    # smallest that holds it; sources that do not state the sizes of their images, to the squarest.
+    # Height and width of training images, pixels: one for all images of a step, compiled once each. A record goes to
+    # the smallest that holds it; sources that do not state the sizes of their images, to the squarest.
     config.data.canvases = ((800, 1344), (1344, 800), (896, 896))
     # Ops of input_pipeline/ops.py. The flip leaves captions as they are, as GLIP does; flip(0.5, True) swaps their left
     # and right.

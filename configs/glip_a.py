@@ -6,4 +6,4 @@ from configs import pretrain
 
 
 def get_config():
-    return pretrain.get_config("glip_a", num_steps=380_000)
+    return pretrain.get_config("glip_a", num_steps=380_000, gold=())

@@ -6,7 +6,8 @@ from configs import pretrain
 
 
 def get_config():
-    config = pretrain.get_config("glip_l", num_steps=1_000_000)
+    config = pretrain.get_config("glip_l", num_steps=1_000_000, detection=pretrain.FIVE_ODS[:4],
+                                 captions=pretrain.CAP24M)
     config.optimizer.weight_decay = 0.01
     config.optimizer.decay_weight_decay = True
     config.train.ema_decay = 0.0

@@ -6,4 +6,5 @@ from configs import pretrain
 
 
 def get_config():
-    return pretrain.get_config("glipv2_b", num_steps=330_000)
+    return pretrain.get_config("glipv2_b", num_steps=330_000, detection=pretrain.FIVE_ODS,
+                               captions=pretrain.CC15M_SBU)

@@ -6,4 +6,4 @@ from configs import pretrain
 
 
 def get_config():
-    return pretrain.second_stage(pretrain.get_config("glipv2_b", num_steps=300_000))
+    return pretrain.second_stage(pretrain.get_config("glipv2_b", num_steps=300_000, detection=pretrain.FIVE_ODS))

@@ -6,6 +6,7 @@ from configs import pretrain
 
 
 def get_config():
-    config = pretrain.get_config("glipv2_h", num_steps=330_000)
+    config = pretrain.get_config("glipv2_h", num_steps=330_000, detection=pretrain.FIVE_ODS,
+                                captions=pretrain.CC15M_SBU)
     config.mesh.data, config.mesh.fsdp = 1, -1       # its optimizer state does not fit on one chip
     return config

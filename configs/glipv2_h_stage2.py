@@ -6,6 +6,6 @@ from configs import pretrain
 
 
 def get_config():
-    config = pretrain.second_stage(pretrain.get_config("glipv2_h", num_steps=300_000))
+    config = pretrain.second_stage(pretrain.get_config("glipv2_h", num_steps=300_000, detection=pretrain.FIVE_ODS))
     config.mesh.data, config.mesh.fsdp = 1, -1       # its optimizer state does not fit on one chip
     return config

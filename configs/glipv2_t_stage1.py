@@ -6,4 +6,4 @@ from configs import pretrain
 
 
 def get_config():
-    return pretrain.get_config("glipv2_t", num_steps=330_000)
+    return pretrain.get_config("glipv2_t", num_steps=330_000, captions=pretrain.CAP4M)

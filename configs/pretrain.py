@@ -1,23 +1,58 @@
-"""What the pre-training configs share: Objects365 as a COCO-format file under `data.root`, COCO to be scored on.
+"""The data and the recipe that the pre-training configs share; docs/data.md says where each data set comes from.
 
-Of the paper's data this version reads the detection part. Grounding (GoldG) and pseudo-boxed captions join `data.train`
-as further sources when their readers do.
+Shares of a mixture: records × `copies`, the repeat factors of GLIP-L's released config; `mixture_weights` raises
+detection to at least half of the stream.
 """
 from configs import common
 
 
-def get_config(variant, num_steps):
+def _detection(name, json_path, image_folder, copies=1.0):
+    return {"kind": "coco_json", "name": name, "json_path": json_path, "image_folder": image_folder, "copies": copies,
+            "keep_empty": False, "bad_boxes": "repair"}
+
+
+def _grounding(name, json_path, image_folder, copies):
+    return {"kind": "grounding_json", "name": name, "json_path": f"mdetr_annotations/{json_path}",
+            "image_folder": image_folder, "copies": copies, "bad_boxes": "repair"}
+
+
+def _pairs(name):
+    """Image-text pairs with pseudo boxes; as in GLIP, those of a score above 0.5."""
+    return {"kind": "odvg", "name": name, "jsonl_path": f"{name}/train.jsonl", "image_folder": f"{name}/images",
+            "copies": 1.0, "min_score": 0.5, "bad_boxes": "repair"}
+
+
+OBJECTS365 = _detection("objects365", "objects365/annotations/objects365_train.json", "objects365/train", 2.0)
+# FourODs has the first four, FiveODs COCO too.
+FIVE_ODS = (
+    OBJECTS365,
+    _detection("openimages", "openimages/annotations/openimages_train.json", "openimages/train"),
+    _detection("visual_genome", "visual_genome/annotations/vg_train_no_coco.json", "visual_genome/images", 3.0),
+    _detection("imagenet_boxes", "imagenet_boxes/annotations/imagenet_boxes_train.json", "imagenet_boxes/train", 2.0),
+    _detection("coco", "coco/annotations/instances_train2017.json", "coco/train2017"),
+)
+# GoldG: Flickr30k Entities, and GQA with Visual Genome, without the images of COCO.
+GOLD = (
+    _grounding("flickr30k", "final_flickr_separateGT_train.json", "flickr30k/flickr30k_images/train", 8.0),
+    _grounding("mixed", "final_mixed_train_no_coco.json", "gqa/images", 4.0),
+)
+# Cap4M and Cap24M were never released: any pairs with pseudo boxes take their place.
+CAP4M, CAP24M = (_pairs("cap4m"),), (_pairs("cap24m"),)
+CC15M_SBU = (_pairs("cc3m"), _pairs("cc12m"), _pairs("sbu"))
+
+
+def get_config(variant, num_steps, captions=(), detection=(OBJECTS365,), gold=GOLD):
     """GLIP's recipe for a variant: AdamW 1e-4 / 1e-5, batch 64, short side 480 to 800, long side at most 1333."""
     config = common.get_config()
     config.model.variant = variant
     config.model.overrides.remat = True
     config.model.dtype = "bfloat16"
-    config.data.train = ({"kind": "coco_json", "weight": 1.0, "name": "objects365", "keep_empty": False,
-                          "bad_boxes": "repair", "json_path": "objects365/annotations/objects365_train.json",
-                          "image_folder": "objects365/train"},)
+    config.data.train = (*detection, *gold, *captions)
     config.data.eval = ({"kind": "coco_json", "name": "coco_val2017", "image_folder": "coco/val2017",
                          "json_path": "coco/annotations/instances_val2017.json"},)
-    config.data.mlm_on_detection = True          # the only words there are, without captions
+    config.data.max_bad_records = 1000           # of millions; each is named in the log
+    config.data.packed_captions = 20 if captions else 0
+    config.data.mlm_on_detection = not gold and not captions     # the only words there are
     config.train.num_steps = num_steps
     if variant.startswith(("glipv2_b", "glipv2_h")):
         # The released towers read CLIP's byte pairs; trained from scratch they read the WordPieces that ship here.
@@ -27,7 +62,7 @@ def get_config(variant, num_steps):
 
 
 def second_stage(config):
-    """GLIPv2's stage 2: detection and grounding data only, no masked words, from the end of stage 1's schedule."""
+    """GLIPv2's stage 2: no masked words, from the end of stage 1's schedule."""
     config.loss.mlm_rate = 0.0
     config.optimizer.learning_rate = 1e-5
     config.optimizer.text_learning_rate = 1e-6

@@ -11,6 +11,11 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; --config
                                           lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics and results. The same one resumes.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "evaluate: only score the latest checkpoint.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "Several processes as one run: address:port of the first, with num_processes and process_id; or "
+    "auto, where the cluster tells (Cloud TPU pods, Slurm, Open MPI). Every process gets the same other flags.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the run, with --coordinator=address:port.", 1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0, with --coordinator=address:port.", 0)
 
 log = logging.getLogger("glipv2_jax")
 
@@ -37,6 +42,10 @@ def set_up_compilation_cache():
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
+    if _COORDINATOR.value == "auto":
+        jax.distributed.initialize()
+    elif _COORDINATOR.value:
+        jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     set_up_logging()
     set_up_compilation_cache()
     log.info("jax %s, %d %s device(s), %d process(es)", jax.__version__, jax.device_count(), jax.default_backend(),
