@@ -1,4 +1,6 @@
 """What readers of annotation files have in common: checks that name the place, boxes, spans, lists of problems."""
+import contextlib
+import contextvars
 import json
 import math
 import pathlib
@@ -6,6 +8,7 @@ import pathlib
 import numpy as np
 
 _SHOWN = 10                          # problems listed in one error
+_collected = contextvars.ContextVar("collected", default=None)
 
 
 class Problems:
@@ -24,9 +27,28 @@ class Problems:
         return True
 
 
+@contextlib.contextmanager
+def collecting():
+    """Inside `with`, a reader that is opened goes on without the records at fault, where it can: `refuse` raises nothing.
+
+    Yields: list that is filled with every problem, each once. For reports; to train, a file has to be right.
+    """
+    found = {}                                                 # an ordered set: readers refuse what they have so far
+    problems = []
+    token = _collected.set(found)
+    try:
+        yield problems
+    finally:
+        _collected.reset(token)
+        problems += found
+
+
 def refuse(path, problems):
-    """Raises: ValueError listing the first problems of a file, if there are any."""
-    if problems:
+    """Raises: ValueError listing the first problems of a file, if there are any. Collects them inside `collecting`."""
+    collected = _collected.get()
+    if collected is not None:
+        collected |= dict.fromkeys(f"{path}: {problem}" for problem in problems)
+    elif problems:
         rest = len(problems) - _SHOWN
         lines = problems[:_SHOWN] + ([f"and {rest} more"] if rest > 0 else [])
         raise ValueError(f"{path}: problems: {len(problems)}\n  " + "\n  ".join(lines))
@@ -73,7 +95,9 @@ def parse_object(line, where):
 
 
 def field(entry, key, kind, where):
-    """entry[key]. Raises: ValueError if it is missing or of another type; a bool is no number."""
+    """entry[key]. Raises: ValueError if it is missing or of another type, or entry no object; a bool is no number."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where}: found {repr(entry)[:80]}, expected an object")
     value = entry.get(key)
     if not isinstance(value, kind) or isinstance(value, bool):
         found = repr(value)[:80] if key in entry else "nothing"

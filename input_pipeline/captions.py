@@ -48,9 +48,13 @@ class CocoCaptions:
         """The caption alone."""
         return self._captions[index]
 
+    def file_name(self, index: int) -> str:
+        """As the file has it."""
+        return self._files[self._ids[index]]
+
     def image_bytes(self, index: int) -> bytes:
         """The image file as it is."""
-        return image_ops.read_file(self._folder / self._files[self._ids[index]])
+        return image_ops.read_file(self._folder / self.file_name(index))
 
     def __getitem__(self, index: int) -> dict:
         image_id = self._ids[index]
@@ -109,6 +113,10 @@ class Vqa:
     def caption(self, index: int) -> str:
         """The question alone."""
         return self._questions[index][2]
+
+    def file_name(self, index: int) -> str:
+        """The name that the pattern gives."""
+        return self._file(self._questions[index][1]).name
 
     def image_bytes(self, index: int) -> bytes:
         """The image file as it is."""

@@ -16,7 +16,6 @@ from input_pipeline.annotations import check_option, load_lists, refuse
 from input_pipeline.masks import decode_mask
 
 _LARGEST_ID = 2**31 - 1
-_BORDER_PIXELS = 2                   # rounding may carry a box this far over the border
 _XYXY = "is it [x1, y1, x2, y2] where [x, y, width, height] is expected?"
 _REPAIR = "bad_boxes='repair' cuts or drops such boxes"
 
@@ -67,12 +66,7 @@ class CocoJson:
                 image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
         images = _unique(content["images"], "images",
                          {"id": int, "file_name": str, "width": int, "height": int}, problems)
-        problems += [f"image {i['id']} ({i['file_name']}): found size {i['width']}x{i['height']}, "
-                     "expected positive numbers"
-                     for i in images.values() if min(i["width"], i["height"]) < 1]
-        # Ids travel with their image through the device, whose integers have 32 bits.
-        problems += [f"image id {i['id']} ({i['file_name']}): expected 0 to {_LARGEST_ID}"
-                     for i in images.values() if not 0 <= i["id"] <= _LARGEST_ID]
+        images = _sound(images, _problems_of_image, problems)
         names = [category["name"] for category in categories.values()]
         problems += [f"category {category['id']} {category['name']!r}: another category has the same name"
                      for n, category in enumerate(categories.values()) if category["name"] in names[:n]]
@@ -89,10 +83,12 @@ class CocoJson:
         self.class_names = _renamed(names, class_names or {}, self.json_path)
         class_of = {category_id: index for index, category_id in enumerate(self.category_ids)}
         of_image = {image_id: [] for image_id in sorted(images)}
-        for annotation in annotations.values():
-            found = _problems_of(annotation, images, class_of, bad_boxes)
-            problems += found
-            if not found and _has_area_inside(annotation["bbox"], images[annotation["image_id"]]):
+        # Annotations of what is itself at fault are not at fault.
+        without = _ids(content["images"]) - set(images), _ids(content["categories"]) - set(categories)
+        annotations = {key: annotation for key, annotation in annotations.items()
+                       if annotation["image_id"] not in without[0] and annotation["category_id"] not in without[1]}
+        for annotation in _sound(annotations, lambda a: _problems_of(a, images, class_of, bad_boxes), problems).values():
+            if _has_area_inside(annotation["bbox"], images[annotation["image_id"]]):
                 of_image[annotation["image_id"]].append(annotation)
         refuse(self.json_path, problems)
 
@@ -101,11 +97,15 @@ class CocoJson:
         if not of_image:
             refuse(self.json_path, ["found no image to use, expected at least one"
                                      + ("" if keep_empty else " with a box (keep_empty=False)")])
-        self._images = [images[image_id] for image_id in of_image]
-        self._class_of = class_of
-        _refuse_unknown_negatives(self.json_path, self._images, class_of)
-        self._keep(of_image.values(), class_of, with_masks)
-        refuse(self.json_path, self._missing_files())
+        used = {image_id: images[image_id] for image_id in of_image}
+        used = _sound(used, lambda image: _unknown_negatives(image, class_of), problems)
+        if self.image_folder.is_dir():
+            used = _sound(used, self._missing_file(), problems)
+        else:
+            used, problems = {}, [*problems, f"image folder {self.image_folder}: no such folder"]
+        refuse(self.json_path, problems)
+        self._images, self._class_of = list(used.values()), class_of
+        self._keep([of_image[image_id] for image_id in used], class_of, with_masks)
 
     def _keep(self, of_image, class_of, with_masks):
         """Arrays over all annotations instead of millions of dicts; image i has rows starts[i] to starts[i +
@@ -142,9 +142,13 @@ class CocoJson:
             record["negatives"] = np.array([self._class_of[category] for category in negatives], np.int32)
         return record
 
+    def file_name(self, index: int) -> str:
+        """As the JSON has it."""
+        return self._images[index]["file_name"]
+
     def image_bytes(self, index: int) -> bytes:
         """The image file as it is."""
-        return image_ops.read_file(self.image_folder / self._images[index]["file_name"])
+        return image_ops.read_file(self.image_folder / self.file_name(index))
 
     def check(self) -> int:
         """Reads everything once. Returns the number of images; raises ValueError listing what cannot be
@@ -178,18 +182,17 @@ class CocoJson:
                                  ) from error
         return masks
 
-    def _missing_files(self):
-        """One listing per folder: asking for each file alone takes minutes on a network drive."""
-        if not self.image_folder.is_dir():
-            return [f"image folder {self.image_folder}: no such folder"]
-        listed, problems = {}, []
-        for image in self._images:
+    def _missing_file(self):
+        """Function of an image: its problems. One listing per folder: asking for each file alone takes minutes on a
+        network drive."""
+        listed = {}
+
+        def check(image):
             path = self.image_folder / image["file_name"]
             if path.parent not in listed:
                 listed[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
-            if path.name not in listed[path.parent]:
-                problems.append(f"image {image['id']}: no file {path}")
-        return problems
+            return [] if path.name in listed[path.parent] else [f"image {image['id']}: no file {path}"]
+        return check
 
 
 def _unique(entries, key, fields, problems):
@@ -209,6 +212,31 @@ def _unique(entries, key, fields, problems):
             problems.append(f"{where}: id {entry['id']} was used before, expected each id once")
         else:
             found[entry["id"]] = entry
+    return found
+
+
+def _sound(entries, check, problems):
+    """The entries {id: entry} in which `check(entry)` finds nothing; what it finds goes to `problems`."""
+    sound = {}
+    for key, entry in entries.items():
+        found = check(entry)
+        problems += found
+        if not found:
+            sound[key] = entry
+    return sound
+
+
+def _ids(entries):
+    return {entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), int)}
+
+
+def _problems_of_image(image):
+    where, found = f"image {image['id']} ({image['file_name']})", []
+    if min(image["width"], image["height"]) < 1:
+        found.append(f"{where}: found size {image['width']}x{image['height']}, expected positive numbers")
+    # Ids travel with their image through the device, whose integers have 32 bits.
+    if not 0 <= image["id"] <= _LARGEST_ID:
+        found.append(f"{where}: expected an id of 0 to {_LARGEST_ID}")
     return found
 
 
@@ -240,7 +268,7 @@ def _problems_of(annotation, images, class_of, bad_boxes):
         expected = f"expected [x, y, width, height] inside the {size}"
         return [f"{where}: found {kind}, bbox {box}, {expected}; {_REPAIR}"]
     over = max(-x, -y, x + width - image["width"], y + height - image["height"])
-    if over > _BORDER_PIXELS:
+    if over > image_ops.BORDER_PIXELS:
         found = f"found bbox {box}, {over:g} pixels over the border of the {size}"
         return [f"{where}: {found}; {_XYXY}; {_REPAIR}"]
     return []
@@ -252,10 +280,10 @@ def _has_area_inside(box, image):
     return width > 0 and height > 0 and inside
 
 
-def _refuse_unknown_negatives(path, images, class_of):
-    refuse(path, [f"image {image['id']}: neg_category_ids: found {unknown[:5]}, expected ids of 'categories'"
-                  for image in images
-                  if (unknown := [c for c in image.get("neg_category_ids", ()) if c not in class_of])])
+def _unknown_negatives(image, class_of):
+    unknown = [c for c in image.get("neg_category_ids", ()) if c not in class_of]
+    return ([f"image {image['id']}: neg_category_ids: found {unknown[:5]}, expected ids of 'categories'"]
+            if unknown else [])
 
 
 def _trainable(annotation):

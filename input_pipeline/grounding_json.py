@@ -67,7 +67,8 @@ class GroundingJson:
         elif from_coco and coco_folder is None and any(i.get("data_source") != "coco" for i in images.values()):
             raise ValueError(f"{json_path}: found images of the data sources coco and others, expected a coco_folder "
                              "beside image_folder, or without_coco=True")
-        known = {image["id"] for image in content["images"]}
+        known = {image["id"] for image in content["images"]
+                 if isinstance(image, dict) and isinstance(image.get("id"), int)}
         of_image = {key: [] for key in sorted(images)}
         for n, annotation in enumerate(content["annotations"]):
             with problems:
@@ -112,6 +113,10 @@ class GroundingJson:
     def caption(self, index: int) -> str:
         """The caption alone."""
         return self._captions[index]
+
+    def file_name(self, index: int) -> str:
+        """As the file has it."""
+        return self._files[index]
 
     def image_bytes(self, index: int) -> bytes:
         """The image file as it is."""

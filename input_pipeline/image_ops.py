@@ -15,6 +15,9 @@ from PIL import Image, ImageEnhance, ImageOps
 # asked before memory is taken. Pillow warns from 89 million on and refuses twice that.
 MAX_PIXELS = 120_000_000
 
+# Rounding may carry a box this far over the border of its image; further is a mistake.
+BORDER_PIXELS = 2
+
 # What Pillow raises on broken files, besides OSError.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 

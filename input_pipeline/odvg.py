@@ -73,10 +73,14 @@ class Odvg:
         entry, where = self._line(index)
         return field(field(entry, self._kind, dict, where), "caption", str, where)
 
+    def file_name(self, index: int) -> str:
+        """As the line has it."""
+        entry, where = self._line(index)
+        return field(entry, "filename", str, where)
+
     def image_bytes(self, index: int) -> bytes:
         """The image file as it is."""
-        entry, where = self._line(index)
-        return image_ops.read_file(self._folder / field(entry, "filename", str, where))
+        return image_ops.read_file(self._folder / self.file_name(index))
 
     def __getitem__(self, index: int) -> dict:
         entry, where = self._line(index)

@@ -22,7 +22,7 @@ A **source** has `name: str`, `class_names: tuple[str, ...]` (empty for captions
 (the ids that result files use, same order), `len(source)` and `source[index] -> record`. Reading index i twice
 gives equal records. Optional: `image_size(index) -> (height, width)` without decoding, which evaluation on
 several canvases needs; `caption(index) -> str` without the image, for captions; `image_bytes(index)`, the
-image file as it is, where there is one; `replace_empty`: in training another record takes the place of one without
+image file as it is, where there is one; `file_name(index)`, what the annotations call it; `replace_empty`: in training another record takes the place of one without
 boxes.
 
 A **batch** is a dict of numpy arrays with the keys of `batch_spec`, and where asked for `masks`,

@@ -48,6 +48,7 @@ class Voc:
                            f"{list(self.class_names)[:20]}" for file, _, _, names in found
                            if not set(names) <= set(self.class_names)]
         refuse(self._folder, problems.found)
+        found = [entry for entry in found if set(entry[3]) <= set(self.class_names)]
         class_of = {name: index for index, name in enumerate(self.class_names)}
         self._images = [file for file, *_ in found]
         self._sizes = [size for _, size, _, _ in found]
@@ -75,6 +76,10 @@ class Voc:
     def image_size(self, index: int) -> tuple[int, int]:
         """(height, width) as the XML states."""
         return self._sizes[index]
+
+    def file_name(self, index: int) -> str:
+        """As the annotation has it."""
+        return self._images[index]
 
     def image_bytes(self, index: int) -> bytes:
         """The image file as it is."""
