@@ -20,8 +20,8 @@ A **record** is what a source returns for one index, before any transform. A pla
 
 A **source** has `name: str`, `class_names: tuple[str, ...]` (empty for captions), `category_ids: tuple[int, ...]`
 (the ids that result files use, same order), `len(source)` and `source[index] -> record`. Reading index i twice
-gives equal records. Optional: `image_size(index) -> (height, width)` without decoding, which evaluation on
-several canvases needs; `caption(index) -> str` without the image, for captions; `image_bytes(index)`, the
+gives equal records. Optional: `image_size(index) -> (height, width)` without decoding, by which images
+are sorted where there are several canvases (evaluation needs it then); `caption(index) -> str` without the image, for captions; `image_bytes(index)`, the
 image file as it is, where there is one; `file_name(index)`, what the annotations call it; `replace_empty`: in training another record takes the place of one without
 boxes.
 
@@ -62,7 +62,8 @@ def batch_spec(batch_size, canvas, max_tokens, max_boxes):
         "source": ((b,), np.int32),                  # index of the source in the mixture
         "example_id": ((b,), np.int64),              # record's image_id; −1 on a padding example
         "original_size": ((b, 2), np.int32),         # height and width of the file
-        "scale": ((b, 2), np.float32),               # canvas pixels = scale (y, x) × original pixels
+        "scale": ((b, 2), np.float32),               # canvas pixels = scale (y, x) × original pixels (of the
+                                                     # part that is seen, where augmentation crops)
     }
 
 
