@@ -179,7 +179,7 @@ class Progress:
                          else f"{(images - first_images) / (now - start):.3g} images/s")
             parts.append(f"{_duration(max(self._total - last, 0) / speed)} left")
         if "input_wait" in self._values:
-            parts.append(f"{self._values['input_wait']:.0%} of it waiting for data")
+            parts.append(f"{self._values['input_wait']:.0%} of the time waiting for data")
         if "loss" in self._values:
             parts.append(f"loss {self._values['loss']:.4g}")
         parts += [f"{name.removeprefix('loss_')} {value:.3g}" for name, value in self._values.items()

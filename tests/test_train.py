@@ -10,6 +10,8 @@ from pycocotools.coco import COCO
 from configs import common
 from glipv2_jax import train
 from glipv2_jax.checkpoint import load_params, read_about
+from input_pipeline.canvases import Order
+from input_pipeline.registry import make_source
 from tests.test_models import TINY
 
 SIZE = (64, 64)
@@ -125,6 +127,13 @@ def test_accumulation_and_frozen_parts_train(tmp_path):
     config = small_config()
     config.train.accumulation_steps, config.train.num_steps = 2, 2
     config.train.freeze = ("text_encoder/", "image_encoder/")
+    # A step of wide pictures and one of tall ones: nothing assumes one canvas.
+    canvases = ((64, 96), (96, 64))
+    scenes = dict(config.data.train[0])
+    config.data.train = tuple({**scenes, "canvas": canvas} for canvas in canvases)
+    config.data.canvases, config.data.augment, config.seed = canvases, "", 0
+    order = Order([make_source(spec) for spec in config.data.train], [1, 1], config.seed, 2, canvases, 0, 96)
+    assert {order.canvas(0), order.canvas(1)} == set(canvases)
     config.data.eval = ()
     train.train_and_evaluate(config, tmp_path)
     model, after = train.build(config)[2], load_params(tmp_path, _abstract(config))
