@@ -24,9 +24,7 @@ from glipv2_jax.predict import Predictor
 from glipv2_jax.train_state import abstract_state, shardings_of
 from glipv2_jax.train_step import Objective, train_step
 from input_pipeline import BadRecords, train_batches
-from input_pipeline.caption_packing import Packing
-from input_pipeline.registry import eval_specs, make_source, train_specs
-from input_pipeline.sources import ClassTable, mixture_weights
+from input_pipeline.registry import eval_specs, make_source, train_options, train_specs
 from input_pipeline.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -133,13 +131,9 @@ def train_and_evaluate(config, workdir):
         if start_step < t.num_steps:
             bad_records = BadRecords(d.max_bad_records)
             batches = train_batches(
-                sources, mixture_weights(specs, sources), seed=config.seed, start_step=start_step,
-                batch_size=t.batch_size, canvases=[tuple(canvas) for canvas in d.canvases], augment=d.augment,
-                max_tokens=d.max_tokens, max_boxes=d.max_boxes,
-                num_negatives=None if d.num_negatives < 0 else d.num_negatives, mlm_on_detection=d.mlm_on_detection,
-                class_table=ClassTable.from_sources(sources), tokenizer=tokenizer,
+                **train_options(config, specs, sources, tokenizer), start_step=start_step,
                 process_index=jax.process_index(), process_count=jax.process_count(), parallel_reads=d.parallel_reads,
-                bad_records=bad_records, packing=Packing(d.packed_captions, d.unpacked_probability))
+                bad_records=bad_records)
             batches = Waiting(batches)
             log.info("compiling the training step, once for each canvas: about a minute for a small model, several for a large one")
             pending = None

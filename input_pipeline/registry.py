@@ -1,6 +1,9 @@
-"""From what a config says to sources: one place that knows every kind by name."""
+"""From what a config says to sources and their stream: one place that knows every kind by name."""
 import importlib
 import os
+
+from input_pipeline.caption_packing import Packing
+from input_pipeline.sources import ClassTable, mixture_weights
 
 # kind → module and class; a module is imported when its kind is asked for: a run pays for the readers that it uses.
 KINDS = {
@@ -60,6 +63,21 @@ def train_specs(data):
         raise ValueError("config.data: found nothing to train on; set data.train_json and data.train_images, or "
                          "data.train")
     return [dict(spec) for spec in data.train]
+
+
+def train_options(config, specs, sources, tokenizer):
+    """What a config says to `pipeline.train_batches` and `train_reader`, as their arguments.
+
+    Args:
+      specs: `train_specs(config.data)`. sources: what they describe.
+    """
+    d = config.data
+    return {"sources": sources, "weights": mixture_weights(specs, sources), "seed": config.seed,
+            "batch_size": config.train.batch_size, "canvases": [tuple(canvas) for canvas in d.canvases],
+            "augment": d.augment, "max_tokens": d.max_tokens, "max_boxes": d.max_boxes,
+            "num_negatives": None if d.num_negatives < 0 else d.num_negatives,
+            "mlm_on_detection": d.mlm_on_detection, "class_table": ClassTable.from_sources(sources),
+            "tokenizer": tokenizer, "packing": Packing(d.packed_captions, d.unpacked_probability)}
 
 
 def eval_specs(data):

@@ -62,6 +62,10 @@ class Tokenizer:
         ids[kept - 1], offsets[kept - 1] = self.sep_id, 0      # a truncated text still ends with [SEP]
         return Encoding(ids, np.arange(max_tokens) < kept, offsets, num_tokens)
 
+    def pieces(self, ids) -> list[str]:
+        """The words and pieces of words ("##s") behind ids."""
+        return [self._backend.id_to_token(int(token)) for token in ids]
+
     def _count(self, text: str) -> int:
         """Tokens of `text` without [CLS] and [SEP]. Cached: the same class names come again and again."""
         return len(self._backend.encode(text, add_special_tokens=False).ids)
