@@ -65,10 +65,11 @@ def _annotations(records, more):
 
 
 def _write_coco(path, records, names):
+    present = sorted({int(c) for record in records for c in record["classes"]})      # all names need several prompts
     path.write_text(json.dumps({
         "images": [_image(record) for record in records],
         "annotations": _annotations(records, lambda record, n: {"category_id": int(record["classes"][n]) + 1}),
-        "categories": [{"id": n + 1, "name": name} for n, name in enumerate(names)]}))
+        "categories": [{"id": c + 1, "name": names[c]} for c in present]}))
 
 
 def _write_grounding(path, records, names):
