@@ -37,10 +37,16 @@ def _export():
     command.main()
 
 
+def _inspect():
+    from glipv2_jax.inspect import command
+    command.main()
+
+
 COMMANDS = {
     "detect": (_detect, "boxes of named classes: PHOTO… \"a cat. a dog.\""),
     "ground": (_ground, "boxes of a caption's phrases: PHOTO… \"a cat on a red chair\""),
     "demo": (_demo, "a page on this computer: a photograph, words, boxes"),
+    "inspect": (_inspect, "a data set checked, counted and drawn as training sees it: DATA --images=… | --config=…"),
     "train": (_train, "train, resume or evaluate a config: --config=… --workdir=… [--mode=evaluate]"),
     "convert": (_convert, "GLIP, BERT or Swin weights into a checkpoint, and back: FILE… --model= --output="),
     "export": (_export, "a checkpoint as one file for other programs: --output= [--format=jax|onnx]"),

@@ -204,7 +204,7 @@ class _Canvas:
         for place, text, color in reversed(placed):
             _chip(self.picture, place, pad, color)
             start = place.left + pad, place.bottom - descent - pad // 4
-            self.pen.text(start, text, _readable_on(color), self.font, anchor="ls")
+            self.pen.text(start, text, readable_on(color), self.font, anchor="ls")
 
     def _places(self, box, width, height):
         """Where a tag may stand: above the box, in its top, below it, in its bottom; the same flush right.
@@ -252,7 +252,7 @@ def _caption_strip(caption, color_of, width, font):
                 rise = round(font.size * 0.1)
                 place = _Rectangle(left, base - ascent - rise, right, base + descent)
                 _chip(strip, place, round(font.size * 0.3), color)
-            ink = _readable_on(color) if color else _INK
+            ink = readable_on(color) if color else _INK
             pen.text((left, base), text[first:last], ink, font, anchor="ls")
     return strip
 
@@ -352,7 +352,7 @@ def _color(n):
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def _readable_on(color):
+def readable_on(color):
     """Dark or white ink, whichever has the greater contrast (WCAG relative luminance)."""
     linear = [(c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in color]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

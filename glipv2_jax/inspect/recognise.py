@@ -1,0 +1,52 @@
+"""What a file or folder of annotations is, by its content."""
+import pathlib
+
+from input_pipeline.annotations import load_json, parse_object
+
+
+def spec_of(path, images=None):
+    """The description of a source, as `registry.make_source` takes it.
+
+    Args:
+      path: annotation file, VOC folder, or .yaml of TSV files.
+      images: folder of the images, for files that need one.
+    Raises: ValueError for what is none of them.
+    """
+    file = pathlib.Path(path)
+    if file.is_dir():
+        if (file / "Annotations").is_dir():
+            return {"kind": "voc", "folder": str(file)}
+        raise ValueError(f"{path}: found a folder without Annotations, expected an annotation file, or a folder of VOC; "
+                         "the folder of images goes to --images")
+    if not file.is_file():
+        raise ValueError(f"{path}: no such file")
+    if file.suffix in (".yaml", ".yml"):
+        return {"kind": "tsv", "yaml_path": str(file)}
+    kind = "odvg" if _is_odvg(file) else _kind(load_json(file), path)
+    if images is None:
+        raise ValueError(f"{path}: looks like {kind}; found no folder of its images, expected --images=FOLDER")
+    return {"kind": kind, ("jsonl_path" if kind == "odvg" else "json_path"): str(file), "image_folder": str(images)}
+
+
+def _is_odvg(file):
+    with file.open("rb") as lines:
+        first = lines.readline()
+    try:
+        found = parse_object(first, str(file))
+    except ValueError:
+        return False
+    return "detection" in found or "grounding" in found
+
+
+def _kind(content, path):
+    content = content if isinstance(content, dict) else {}
+    if isinstance(content.get("questions"), list):
+        return "vqa"
+    annotations = content.get("annotations")
+    if not isinstance(annotations, list) or not isinstance(content.get("images"), list):
+        raise ValueError(f"{path}: found {sorted(content)[:10] or 'no object'}, expected images and annotations (COCO, "
+                         "grounding, captions), questions (VQA), or lines of ODVG")
+    first = next((entry for entry in annotations if isinstance(entry, dict)), {})
+    if "tokens_positive" in first or "tokens" in first:
+        return "grounding_json"
+    return "coco_captions" if "caption" in first and "bbox" not in first else "coco_json"
