@@ -1,4 +1,5 @@
 """A run from beginning to end. Read from top to bottom."""
+import contextlib
 import dataclasses
 import functools
 import json
@@ -40,7 +41,8 @@ def build(config):
         raise ValueError(f"model: a text encoder of {words} words, but the vocabulary has {tokenizer.vocab_size}; set "
                          "data.vocabulary or model.overrides.text_encoder.vocab_size")
     if config.eval.batch_size % mesh.size:
-        raise ValueError(f"eval.batch_size: found {config.eval.batch_size}, expected a multiple of the {mesh.size} devices")
+        raise ValueError(f"eval.batch_size: found {config.eval.batch_size}, expected a multiple of the {mesh.size} "
+                         "devices")
     return mesh, tokenizer, model
 
 
@@ -93,9 +95,12 @@ def train_and_evaluate(config, workdir):
     create, abstract = abstract_state(model, optimizer, tuple(d.canvases[0]), d.max_tokens, t.ema_decay > 0, mesh,
                                       config.mesh.min_shard_size)
     checkpoints = Checkpoints(workdir, t.keep_checkpoints)
+    # The order of the data is a function of these numbers, too.
+    records = {spec.get("name", source.name): len(source) for spec, source in zip(specs, sources)}
+    about = json.loads(config.to_json_best_effort()) | {"records": records}, dataclasses.asdict(model.config)
     state = checkpoints.restore(abstract)
     if state is not None and is_main:
-        for line in changed_fields(read_about(workdir)["config"], json.loads(config.to_json_best_effort())):
+        for line in changed_fields(read_about(workdir)["config"], about[0]):
             log.warning("resumed with another config than the checkpoint's: %s", line)
     if state is None:
         state = jax.jit(create, out_shardings=shardings_of(abstract))(jax.random.key(config.seed))
@@ -111,7 +116,6 @@ def train_and_evaluate(config, workdir):
         (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
         # With its words beside it a checkpoint is all that prediction needs.
         shutil.copyfile(tokenizer.vocabulary, workdir / "vocab.txt")
-    about = json.loads(config.to_json_best_effort()), dataclasses.asdict(model.config)
 
     # -- the step
     step_fn = jax.jit(functools.partial(train_step, model, objective, optimizer, t.ema_decay, t.accumulation_steps),
@@ -127,7 +131,8 @@ def train_and_evaluate(config, workdir):
 
     # -- loop
     scores = {}
-    with jax.set_mesh(mesh), Writer(workdir, enabled=is_main, start_step=start_step) as writer:
+    with (jax.set_mesh(mesh), contextlib.closing(checkpoints),
+          Writer(workdir, enabled=is_main, start_step=start_step) as writer):
         if start_step < t.num_steps:
             bad_records = BadRecords(d.max_bad_records)
             batches = train_batches(
@@ -135,7 +140,8 @@ def train_and_evaluate(config, workdir):
                 process_index=jax.process_index(), process_count=jax.process_count(), parallel_reads=d.parallel_reads,
                 bad_records=bad_records)
             batches = Waiting(batches)
-            log.info("compiling the training step, once for each canvas: about a minute for a small model, several for a large one")
+            log.info("compiling the training step, once for each canvas: about a minute for a small model, several for "
+                     "a large one")
             pending = None
             with Progress("train", total=t.num_steps, unit="steps", done=start_step) as progress:
                 for step, batch in zip(range(start_step, t.num_steps), batches):
@@ -162,7 +168,6 @@ def train_and_evaluate(config, workdir):
         if is_main:
             log.info("evaluated in %.0f s: %s", time.perf_counter() - started,
                          ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
-    checkpoints.close()
     return scores
 
 
@@ -195,8 +200,8 @@ def _check_finite(pending, sources):
     if not bool(jax.device_get(metrics["finite"])):
         names = sorted({f"{sources[s].name} image {e}" for s, e in zip(np.asarray(source), np.asarray(example))})
         raise FloatingPointError(
-            f"step {step + 1}: loss {float(metrics['loss'])}, gradient norm {float(metrics['grad_norm'])}; expected finite "
-            f"numbers. Losses: { {k: float(v) for k, v in metrics.items() if k.startswith('loss_')} }. "
+            f"step {step + 1}: loss {float(metrics['loss'])}, gradient norm {float(metrics['grad_norm'])}; expected "
+            f"finite numbers. Losses: { {k: float(v) for k, v in metrics.items() if k.startswith('loss_')} }. "
             f"Examples on this host: {', '.join(names)}")
 
 
