@@ -75,8 +75,8 @@ def _opened(spec, root):
     with collecting() as problems:
         try:
             source = make_source(spec, root)
-        except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-            source, fatal = None, f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
+        except records.BROKEN as error:
+            source, fatal = None, str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     if source is None:
         # What stops a reader may follow from what it has listed before.
         return None, records.Findings(name or spec["kind"], (), [*problems, fatal])
@@ -123,7 +123,11 @@ def _arguments(argv):
     parser.add_argument("--samples", type=int, default=24, help="samples on the page")
     parser.add_argument("--threads", type=int, help="that read; default: a few more than processors")
     parser.add_argument("--output", default="inspected", help="folder of report.json and sheet.html")
-    args, rest = parser.parse_known_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    # argparse would take a flag that it does not know for a file if there is a space in its value.
+    own = {f"--{name}" for name in vars(parser.parse_args([]))} | {"--help"}
+    rest = [flag for flag in argv if flag.startswith("--") and flag.partition("=")[0] not in own]
+    args = parser.parse_args([flag for flag in argv if flag not in rest])
     fields = [flag for flag in rest if flag.startswith("--config.")]
     rest = [flag for flag in rest if flag not in fields]
     if sum(given is not None for given in (args.data, args.kind, args.config)) != 1:
@@ -158,6 +162,6 @@ def _option(flag):
 def _config(arguments):
     """The ConfigDict of --config=FILE --config.a.b=value …, with flags of its own: those of the training stay as they are."""
     values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
-    values(["inspect", *arguments])
+    holder = config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=["", *arguments])
+    values(["", *arguments])
     return holder.value

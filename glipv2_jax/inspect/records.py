@@ -14,6 +14,8 @@ from input_pipeline import image_ops, prompts, text_ops
 
 LARGE_IMAGE = 25_000_000             # pixels; such an image takes half a second to decode
 SMALL, MEDIUM = 32**2, 96**2         # pixels of area, where COCO's small and medium objects end
+# What readers may raise on broken data, ValueError for what they expected.
+BROKEN = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError, RuntimeError)
 _CHUNK = 1024                        # records handed to the threads at a time
 _CJK = "\u2e80"                      # from here on, scripts do not put spaces between words
 
@@ -232,14 +234,14 @@ def _problem(found, where):
     """Whatever goes wrong inside is a problem of the record."""
     try:
         yield
-    except Exception as error:                                 # a reader may raise anything on broken data
+    except BROKEN as error:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         text = f"{kind}{error}"
         found["problems"].append(text if where in text else f"{where}: {text}")
 
 
 def _where(source, index, image_id=None):
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(*BROKEN):
         return (f"{source.name}, " + (f"record {index}" if image_id is None else f"image {image_id}")
                 + (f" ({source.file_name(index)})" if hasattr(source, "file_name") else ""))
     return f"{source.name}, record {index}"
