@@ -120,7 +120,7 @@ def train_and_evaluate(config, workdir):
     # -- the step
     step_fn = jax.jit(functools.partial(train_step, model, objective, optimizer, t.ema_decay, t.accumulation_steps),
                       donate_argnums=0, out_shardings=(shardings_of(abstract), sharding.replicated(mesh)))
-    key = jax.device_put(jax.random.key(config.seed + 1), sharding.replicated(mesh))
+    key = jax.jit(lambda: jax.random.key(config.seed + 1), out_shardings=sharding.replicated(mesh))()
 
     predictor = Predictor(model, mesh, config.eval)
 

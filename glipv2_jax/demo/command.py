@@ -58,6 +58,7 @@ def _bound(port):
     try:
         listening.bind((ADDRESS, port))
     except (OSError, OverflowError) as error:
+        listening.close()
         sys.exit(f"glipv2 demo: cannot listen on port {port}: {error}. Another one: --port={port + 1}, or any free "
                  "one: --port=0")
     return listening

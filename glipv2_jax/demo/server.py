@@ -79,6 +79,10 @@ def make_app(detector, example, *, port, title=""):
             if origin.lower() != f"http://{host}" or site != "same-origin":
                 flask.abort(403, f"Only this program's own page may ask; this came from {origin}")
 
+    @app.teardown_request
+    def close_uploads(_):
+        flask.request.close()                      # a large file lies in a temporary one
+
     @app.after_request
     def add_headers(response):
         response.headers.update(HEADERS)
