@@ -223,6 +223,7 @@ def test_config_with_its_evaluation(tmp_path):
     report, page = inspected(tmp_path, f"--config={REPOSITORY}/configs/quickstart.py", "--limit=4")
     assert report["problems"] == 0
     assert [s["records"] for s in report["sources"]] == [4] * 5
+    assert report["sources"][0]["notes"]["only 4 of 100,000 records were read"] == 1
     assert len(report["overlap"]) == 2 * 3                      # each training source with each of evaluation
     assert page.count("<figure>") == 3
 

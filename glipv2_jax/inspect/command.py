@@ -64,7 +64,8 @@ def run(args, config, options):
     (output / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (output / "sheet.html").write_text(sheet.page(found, shared, examples, why_not), encoding="utf-8")
     summary.print_summary(found, shared)
-    print(f"\n{f'{problems:,} problems' if problems else 'Nothing bad found'}. Everything: {output / 'report.json'}, "
+    verdict = f"{problems:,} problem{'s' * (problems > 1)}" if problems else "Nothing bad found"
+    print(f"\n{verdict}. Everything: {output / 'report.json'}, "
           f"samples: {output / 'sheet.html'}")
     return problems
 

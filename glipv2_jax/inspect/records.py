@@ -54,10 +54,14 @@ def inspect(source, findings, tokenizer, *, max_tokens, num_negatives, repaired=
       repaired: the source was asked to repair bad boxes; boxes over the border are then notes.
       hashed: keep a hash of the pixels of each image.
       keys_only: only what tells images apart; nothing is decoded unless `hashed`.
-      limit: records to read, evenly spread; 0: all.
+      limit: records to read, evenly spread; 0: all. Ids and file names alone are read of all.
       threads: None: as many as there are processors, and four more, as much of the time is spent on reading files.
     """
-    indices = np.arange(len(source)) if not limit else np.unique(np.linspace(0, len(source) - 1, limit).astype(int))
+    if limit and len(source) > limit and not (keys_only and not hashed):
+        indices = np.unique(np.linspace(0, len(source) - 1, limit).astype(int))
+        findings.notes[f"only {len(indices):,} of {len(source):,} records were read"] = 1
+    else:
+        indices = range(len(source))
 
     def read(index):
         if keys_only:

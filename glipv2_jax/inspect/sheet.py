@@ -80,10 +80,10 @@ def page(all_findings, overlaps, examples, why_not=""):
       examples: list of Example. why_not: why there are not more, or "".
     """
     problems = sum(len(f.problems) for f in all_findings) + sum(len(o["problems"]) for o in overlaps)
-    verdict = f"{problems:,} problems" if problems else "nothing bad found"
+    verdict = f"{problems:,} problem{'s' * (problems > 1)}" if problems else "nothing bad found"
     parts = [f'<header><h1>Data inspected</h1><p class="{"bad" if problems else "good"}">{verdict}</p></header>']
     parts += [_of_source(findings) for findings in all_findings]
-    parts += [_of_overlap(overlap) for overlap in overlaps]
+    parts.append(_of_overlaps(overlaps))
     parts.append('<section class="samples"><h2>As training sees them</h2><p class="hint">After augmentation, on the '
                  "prompt that is drawn with them. Words have the colour of the boxes that they name; grey words name "
                  "nothing in the picture. ## marks a piece that goes on with the word before it.</p>")
@@ -102,11 +102,16 @@ def _of_source(findings):
     return "".join(parts)
 
 
-def _of_overlap(overlap):
-    said = ", ".join(f"{overlap[key]} by {what}" for key, what in (("ids", "id"), ("files", "file name"), ("pixels", "pixels"))
-                     if overlap[key] is not None)
-    return (f"<section><h2>Images of {_safe(overlap['name'])} in {_safe(overlap['against'])}</h2><p>{said}</p>"
-            f"{_lists(overlap['problems'], dict.fromkeys(overlap['notes'], 1))}</section>")
+def _of_overlaps(overlaps):
+    if not overlaps:
+        return ""
+    rows = "".join("<tr>" + "".join(f"<td>{_safe('–' if o[key] is None else o[key])}</td>"
+                                    for key in ("name", "against", "ids", "files", "pixels")) + "</tr>" for o in overlaps)
+    problems = [problem for overlap in overlaps for problem in overlap["problems"]]
+    notes = [note for overlap in overlaps for note in overlap["notes"]]
+    return (f"<section><h2>Images that two data sets share</h2>{_lists(problems, dict.fromkeys(notes, 1))}"
+            '<table class="shared"><tr><th>images of<th>that are in<th>by id<th>by file name<th>by pixels</tr>'
+            f"{rows}</table></section>")
 
 
 def _lists(problems, notes):
@@ -158,7 +163,7 @@ def _of_example(example):
             words.append(("" if joined or not words else " ") + f"<span{style}>{_safe(piece)}</span>")
         last = label
     boxes = f"{len(example.labels)} box{'es' * (len(example.labels) != 1)}"
-    return (f'<figure><img src="data:image/jpeg;base64,{picture}" alt="" loading="lazy"><figcaption>'
+    return (f'<figure><img src="data:image/jpeg;base64,{picture}" alt="" width="{example.image.width}" height="{example.image.height}"><figcaption>'
             f'<p class="words">{"".join(words)}</p><p class="hint">{_safe(example.source)}, image {example.image_id}, '
             f"{boxes}, {len(example.tokens)} tokens</p></figcaption></figure>")
 
@@ -182,6 +187,7 @@ section:not(.samples) { background: var(--paper); border: 1px solid var(--line);
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(380px, 1fr)); gap: 1.5rem 2.5rem; align-items: start; }
 table { border-collapse: collapse; font-size: .9rem; } th { text-align: left; font-weight: 500; color: var(--soft);
   padding: .25rem 1rem .25rem 0; vertical-align: top; white-space: nowrap; } td { padding: .25rem 0; }
+.shared th, .shared td { padding-right: 2rem; }
 .bars div { display: grid; grid-template-columns: 11rem 1fr 4rem; align-items: center; gap: .6rem; font-size: .85rem; }
 .bars span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; text-align: right; }
 .bars i { height: .7rem; border-radius: 4px; background: linear-gradient(90deg, #4f8dff, #18c0ff); min-width: 2px; }
@@ -194,8 +200,8 @@ table { border-collapse: collapse; font-size: .9rem; } th { text-align: left; fo
 .samples { columns: 3 340px; column-gap: 1rem; } .samples h2, .samples > .hint { column-span: all; }
 .samples h2 { margin-top: 1.8rem; }
 figure { break-inside: avoid; margin: 0 0 1rem; background: var(--paper); border: 1px solid var(--line); border-radius: 12px;
-  overflow: hidden; } figure img { display: block; width: 100%; } figcaption { padding: .6rem .9rem .4rem; }
-.words { margin: 0; max-height: 9.2rem; overflow: auto; color: #9aa0a9; line-height: 1.75; font-size: .88rem; }
+  overflow: hidden; } figure img { display: block; width: 100%; height: auto; } figcaption { padding: .6rem .9rem .4rem; }
+.words { margin: 0; max-height: 16rem; overflow: auto; color: #9aa0a9; line-height: 1.75; font-size: .88rem; }
 .words .named { box-decoration-break: clone; -webkit-box-decoration-break: clone; border-radius: 5px; padding: .08rem .35rem; font-weight: 600; } .special { font-size: .7rem; opacity: .7; }
 </style></head><body>
 BODY
