@@ -42,11 +42,17 @@ def _inspect():
     command.main()
 
 
+def _prepare():
+    from glipv2_jax.prepare import command
+    command.main()
+
+
 COMMANDS = {
     "detect": (_detect, "boxes of named classes: PHOTO… \"a cat. a dog.\""),
     "ground": (_ground, "boxes of a caption's phrases: PHOTO… \"a cat on a red chair\""),
     "demo": (_demo, "a page on this computer: a photograph, words, boxes"),
     "inspect": (_inspect, "a data set checked, counted and drawn as training sees it: DATA --images=… | --config=…"),
+    "prepare": (_prepare, "a data set as sharded records for large runs: DATA --images=… --output=… --shards=…"),
     "train": (_train, "train, resume or evaluate a config: --config=… --workdir=… [--mode=evaluate]"),
     "convert": (_convert, "GLIP, BERT or Swin weights into a checkpoint, and back: FILE… --model= --output="),
     "export": (_export, "a checkpoint as one file for other programs: --output= [--format=jax|onnx]"),

@@ -46,6 +46,13 @@ def decode(file: str | os.PathLike | bytes, *, name: str | None = None, upright:
         raise ValueError(f"{name}: cannot read the image: {error}") from error
 
 
+def encode_png(image: np.ndarray) -> bytes:
+    """A PNG file of a uint8 [h, w, 3] image."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
 def read_file(path: str | os.PathLike) -> bytes:
     """The bytes of an image file. Raises: ValueError naming it."""
     try:

@@ -16,7 +16,7 @@ def decode_mask(segmentation, box, size):
         mask[y1:y2 + 1, x1:x2 + 1] = True
         return mask
     if isinstance(segmentation, list):
-        from pycocotools import mask as coco_mask  # here, as only polygons need it
+        from pycocotools import mask as coco_mask  # here, as most data needs none
         segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
     if list(segmentation["size"]) != list(size):
         raise ValueError(f"found size {segmentation['size']}, expected {list(size)} (height, width)")
@@ -26,6 +26,13 @@ def decode_mask(segmentation, box, size):
         raise ValueError(f"found runs of {sum(counts)} pixels in all, expected {size[0] * size[1]}")
     runs = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
     return runs.reshape(size[::-1]).T                       # runs go down the columns
+
+
+def encode_mask(mask):
+    """A bool [h, w] mask as COCO's compressed run lengths: {"size": [h, w], "counts": str}."""
+    from pycocotools import mask as coco_mask
+    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
 def _run_lengths(text):

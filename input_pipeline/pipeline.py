@@ -147,7 +147,7 @@ def train_reader(sources, weights, *, seed, batch_size, canvases, augment, max_t
                 index = order.another(step, place.source, rng)
             try:
                 with _naming(source, index):
-                    record = _usable_record(source, index)
+                    record = usable_record(source[index], source.class_names)
             except ValueError as error:
                 bad_records.add(source.name, index, error)
                 if attempt == _ATTEMPTS:
@@ -207,7 +207,7 @@ def eval_batches(source, *, batch_size: int, canvases: Sequence[tuple[int, int]]
         if position >= len(indices):
             return _padding_example(canvas, max_tokens, max_boxes, mask_size, tokenizer.pad_id)
         with _naming(source, int(indices[position])):
-            record = _usable_record(source, int(indices[position]))
+            record = usable_record(source[int(indices[position])], source.class_names)
             text, _ = (_caption_text(record, tokenizer, max_tokens) if "caption" in record else
                        _class_text(record, prompt.encoding, spans, class_ids))
             text["mlm_eligible"] = np.full(max_tokens, MLM_NEVER, np.int8)
@@ -294,10 +294,14 @@ def _naming(source, index):
         raise ValueError(f"source {source.name!r}, record {index}: {kind}{error}") from error
 
 
-def _usable_record(source, index):
-    """The record with its image read, boxes clipped, crowd and degenerate boxes gone."""
-    record = source[index]
-    if "caption" not in record and not source.class_names:
+def usable_record(record, class_names):
+    """The record with its image read, boxes clipped, crowd and degenerate boxes gone.
+
+    Args:
+      record: see `schema.py`. class_names: of its source.
+    Raises: ValueError for what cannot be trained on: a broken image, classes or spans that do not fit.
+    """
+    if "caption" not in record and not class_names:
         raise ValueError("found neither a caption in the record nor class names in the source, expected one")
     image = image_ops.pixels_of(record)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -306,7 +310,7 @@ def _usable_record(source, index):
     classes = np.asarray(record["classes"], np.int32).reshape(-1)
     if len(classes) != len(boxes):
         raise ValueError(f"classes: found {len(classes)} for {len(boxes)} boxes, expected one for each")
-    least, end = (0, len(source.class_names)) if "caption" not in record else (NO_CLASS, 0)
+    least, end = (0, len(class_names)) if "caption" not in record else (NO_CLASS, 0)
     if len(classes) and not (least <= classes.min() and classes.max() < end):
         raise ValueError(f"classes: found {classes.min()} to {classes.max()}, expected {least} to {end - 1}")
     keep &= ~np.asarray(record.get("is_crowd", np.zeros(len(boxes))), np.bool_)

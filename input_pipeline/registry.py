@@ -16,6 +16,7 @@ KINDS = {
     "voc": ("voc", "Voc"),
     "coco_captions": ("captions", "CocoCaptions"),
     "vqa": ("captions", "Vqa"),
+    "records": ("records", "Records"),                 # what `glipv2 prepare` writes
 }
 # Options that are paths, relative to the root.
 PATHS = ("folder", "json_path", "jsonl_path", "yaml_path", "annotations_path", "label_map", "image_folder",

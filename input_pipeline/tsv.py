@@ -48,7 +48,7 @@ class Tsv:
     def __init__(self, yaml_path: str | os.PathLike, *, min_score: float = 0.0, name: str | None = None):
         self._path, self._min_score = pathlib.Path(yaml_path), min_score
         self.name = name or self._path.stem
-        parts = _read_yaml(self._path)
+        parts = read_yaml(self._path)
         self._images, self._labels = LineFile(parts["img"]), LineFile(parts["label"])
         self._sizes = LineFile(parts["hw"]) if "hw" in parts else None
         self._image_rows = load_json(parts["imageid2idx"]) if "imageid2idx" in parts else None
@@ -173,7 +173,7 @@ def _boxes(rects, where):
     return boxes
 
 
-def _read_yaml(path):
+def read_yaml(path):
     """Name of a part → its path. Raises: ValueError."""
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))

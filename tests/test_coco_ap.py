@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from glipv2_jax.evaluation.coco_ap import coco_ap, ground_truth_from_source
-from glipv2_jax.evaluation.coco_json import detection_rows, encode_mask
+from glipv2_jax.evaluation.coco_json import detection_rows
+from input_pipeline.masks import encode_mask
 
 BOXES = np.float32([[10, 10, 29, 39], [50, 10, 99, 79], [5, 60, 9, 64]])
 

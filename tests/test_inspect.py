@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glipv2_jax.inspect import command, leaks, recognise, records, summary
+from glipv2_jax import data_arguments
+from glipv2_jax.inspect import command, leaks, records, summary
 from tests.conftest import REPOSITORY
 
 # ml_collections loads config files by the old way of Python.
@@ -213,7 +214,7 @@ def test_unknown_hashes_are_no_overlap():
 
 def test_kind_and_options(folder):
     path = coco(folder, [annotation(1, 0)])
-    report, _ = inspected(folder, "--kind=coco_json", f"--json_path={path}", f"--image_folder={folder}",
+    report, _ = inspected(folder, "--format=coco_json", f"--json_path={path}", f"--image_folder={folder}",
                           "--keep_empty=false", '--class_names={"red cell": "erythrocyte"}')
     assert report["sources"][0]["records"] == 1
     assert report["sources"][0]["classes"][0]["name"] == "erythrocyte"
@@ -238,15 +239,15 @@ def test_config_with_its_evaluation(tmp_path):
 def test_kinds_are_recognised(tmp_path, content, kind):
     path = tmp_path / "data.json"
     path.write_text(json.dumps(content))
-    assert recognise.spec_of(path, "images")["kind"] == kind
+    assert data_arguments.spec_of(path, "images")["kind"] == kind
     with pytest.raises(ValueError, match="expected --images=FOLDER"):
-        recognise.spec_of(path)
+        data_arguments.spec_of(path)
 
 
 @pytest.mark.parametrize("arguments, words", [
     (["absent.json", "--images=."], "absent.json: no such file"),
     (["configs/x.py"], "a config is given as --config"),
-    (["--kind=nothing"], "--kind: found 'nothing', expected one of"),
+    (["--format=nothing"], "--format: found 'nothing', expected one of"),
 ])
 def test_arguments_that_cannot_work(arguments, words, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

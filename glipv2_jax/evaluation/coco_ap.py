@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from glipv2_jax.evaluation.coco_json import encode_mask
+from input_pipeline.masks import encode_mask
 
 # Where COCOeval.stats keeps each number.
 _STATS = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "AR100": 8}

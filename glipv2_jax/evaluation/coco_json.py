@@ -1,10 +1,11 @@
 """Detections in COCO's result format, and the protocol file that says how they were made."""
 import json
 import os
-from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as coco_mask
+
+from glipv2_jax.files import write_whole
+from input_pipeline.masks import encode_mask
 
 # What a reader needs to repeat a measurement. `write_protocol` refuses a protocol that leaves one out.
 PROTOCOL_KEYS = (
@@ -70,12 +71,6 @@ def detection_rows(image_id, boxes, scores, labels, *, category_ids, scale=(1.0,
     return rows
 
 
-def encode_mask(mask):
-    """A bool [h, w] mask as COCO's compressed run lengths: {"size": [h, w], "counts": str}."""
-    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
-
-
 def write_results(path, rows):
     """Writes rows of `detection_rows` sorted by image id, then by descending score; whole or not at all.
 
@@ -86,7 +81,7 @@ def write_results(path, rows):
     ordered = sorted(rows, key=lambda row: (row["image_id"], -row["score"]))
     # One row a line: readable with less, and two runs can be compared with diff.
     lines = [json.dumps(row, allow_nan=False) for row in ordered]
-    _write_whole(path, "[" + ",\n ".join(lines) + "]\n")
+    write_whole(path, "[" + ",\n ".join(lines) + "]\n")
 
 
 def write_protocol(path, protocol):
@@ -101,7 +96,7 @@ def write_protocol(path, protocol):
     missing = [key for key in PROTOCOL_KEYS if key not in protocol]
     if missing:
         raise ValueError(f"{path}: missing keys {missing}, a protocol has at least {list(PROTOCOL_KEYS)}")
-    _write_whole(path, json.dumps(protocol, indent=2, allow_nan=False, default=_plain) + "\n")
+    write_whole(path, json.dumps(protocol, indent=2, allow_nan=False, default=_plain) + "\n")
 
 
 def _plain(value):
@@ -111,15 +106,3 @@ def _plain(value):
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     raise TypeError(f"protocol: cannot write {value!r} of type {type(value).__name__}")
-
-
-def _write_whole(path, text):
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Renaming within a folder is atomic: a run killed here leaves the former file, never half of the new one.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -8,13 +8,14 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import common
-from glipv2_jax.inspect import leaks, recognise, records, sheet, summary
+from glipv2_jax import data_arguments
+from glipv2_jax.inspect import leaks, records, sheet, summary
 from input_pipeline.annotations import collecting
-from input_pipeline.registry import KINDS, PATHS, eval_specs, make_source, train_options, train_specs
+from input_pipeline.registry import KINDS, eval_specs, make_source, train_options, train_specs
 from input_pipeline.tokenizer import Tokenizer
 
 _USAGE = """glipv2 inspect DATA [--images=FOLDER] …          a COCO, grounding, caption or ODVG file, a VOC folder, a .yaml of TSVs
-       glipv2 inspect --kind=KIND --OPTION=VALUE …     any reader with its options, e.g. --kind=voc --folder=VOC2012 --split=val
+       glipv2 inspect --format=KIND --OPTION=VALUE …     any reader with its options, e.g. --format=voc --folder=VOC2012 --split=val
        glipv2 inspect --config=configs/x.py …          all sources of a config, and whether evaluation images are trained on"""
 
 
@@ -90,13 +91,13 @@ def _specs(args, config, options):
         specs = train_specs(config.data)
         evaluated = eval_specs(config.data) if config.data.eval_json or not config.data.train_json else []
         return specs, evaluated
-    if args.kind:
-        if args.kind not in KINDS:
-            raise ValueError(f"--kind: found {args.kind!r}, expected one of {', '.join(KINDS)}")
-        return [{"kind": args.kind, **options}], []
+    if args.format:
+        if args.format not in KINDS:
+            raise ValueError(f"--format: found {args.format!r}, expected one of {', '.join(KINDS)}")
+        return [{"kind": args.format, **options}], []
     if args.data.endswith(".py") or ".py:" in args.data:
         raise ValueError(f"{args.data}: a config is given as --config={args.data}")
-    return [recognise.spec_of(args.data, args.images) | options], []
+    return [data_arguments.spec_of(args.data, args.images) | options], []
 
 
 def _against(args, config):
@@ -104,7 +105,7 @@ def _against(args, config):
         return []
     if args.against.endswith(".py") or ".py:" in args.against:
         return train_specs(_config([f"--config={args.against}"]).data)
-    return [recognise.spec_of(args.against, args.against_images or args.images) | {"name": args.against}]
+    return [data_arguments.spec_of(args.against, args.against_images or args.images) | {"name": args.against}]
 
 
 def _arguments(argv):
@@ -115,7 +116,7 @@ def _arguments(argv):
                                      epilog="--config.data.x=… replaces a setting of a config, or of the defaults.")
     parser.add_argument("data", nargs="?", metavar="DATA", help="file or folder; its content says what it is")
     parser.add_argument("--images", help="folder of the images of DATA")
-    parser.add_argument("--kind", help=f"reader: {', '.join(KINDS)}; its options follow as --option=value")
+    parser.add_argument("--format", help=f"reader: {', '.join(KINDS)}; its options follow as --option=value")
     parser.add_argument("--config", help="config file")
     parser.add_argument("--against", metavar="DATA", help="data, or a config, that must not hold the same images")
     parser.add_argument("--against_images", metavar="FOLDER", help="folder of its images; else --images")
@@ -131,33 +132,20 @@ def _arguments(argv):
     args = parser.parse_args([flag for flag in argv if flag not in rest])
     fields = [flag for flag in rest if flag.startswith("--config.")]
     rest = [flag for flag in rest if flag not in fields]
-    if sum(given is not None for given in (args.data, args.kind, args.config)) != 1:
-        parser.error("expected one of DATA, --kind and --config")
+    if sum(given is not None for given in (args.data, args.format, args.config)) != 1:
+        parser.error("expected one of DATA, --format and --config")
     if args.limit < 0 or args.samples < 0 or (args.threads is not None and args.threads < 1):
         parser.error("--limit and --samples: expected 0 or more, --threads: 1 or more")
     if rest and args.config:
         parser.error(f"unknown arguments {' '.join(rest)}")
     try:
-        options = dict(_option(flag) for flag in rest)
+        options = dict(data_arguments.option(flag) for flag in rest)
         config = _config([f"--config={args.config or common.__file__}", *fields])
     except (ValueError, OSError, flags.Error, AttributeError, KeyError) as error:
         parser.error(str(error))
-    if args.kind and args.images:
+    if args.format and args.images:
         options.setdefault("image_folder", args.images)
     return args, config, options
-
-
-def _option(flag):
-    """--name=value of a reader as (name, value): paths as they are, other values as JSON where they are JSON."""
-    name, equals, value = flag.removeprefix("--").partition("=")
-    if not flag.startswith("--") or not equals:
-        raise ValueError(f"found {flag!r}, expected --option=value")
-    if name in PATHS:
-        return name, value
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 def _config(arguments):

@@ -1,7 +1,10 @@
-"""What a file or folder of annotations is, by its content."""
+"""How commands are told what data is meant: a file or folder, known by its content, or a format with options."""
+import json
 import pathlib
 
 from input_pipeline.annotations import load_json, parse_object
+from input_pipeline.records import CARD
+from input_pipeline.registry import PATHS
 
 
 def spec_of(path, images=None):
@@ -14,9 +17,11 @@ def spec_of(path, images=None):
     """
     file = pathlib.Path(path)
     if file.is_dir():
+        if (file / CARD).is_file():
+            return {"kind": "records", "folder": str(file)}
         if (file / "Annotations").is_dir():
             return {"kind": "voc", "folder": str(file)}
-        raise ValueError(f"{path}: found a folder without Annotations, expected an annotation file, or a folder of VOC; "
+        raise ValueError(f"{path}: found a folder without Annotations or dataset.json, expected an annotation file, a folder of VOC or a prepared one; "
                          "the folder of images goes to --images")
     if not file.is_file():
         raise ValueError(f"{path}: no such file")
@@ -50,3 +55,16 @@ def _kind(content, path):
     if "tokens_positive" in first or "tokens" in first:
         return "grounding_json"
     return "coco_captions" if "caption" in first and "bbox" not in first else "coco_json"
+
+
+def option(flag):
+    """--name=value of a reader as (name, value): paths as they are, other values as JSON where they are JSON."""
+    name, equals, value = flag.removeprefix("--").partition("=")
+    if not flag.startswith("--") or not equals:
+        raise ValueError(f"found {flag!r}, expected --option=value")
+    if name in PATHS:
+        return name, value
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
