@@ -59,7 +59,7 @@ def _batches(config, source, tokenizer, mesh, name, prompt=None):
 
 
 def _detect_classes(predictor, mesh, config, source, tokenizer, folder, name):
-    chunks = prompts.evaluation_prompts(source.class_names, tokenizer, config.data.max_tokens,
+    chunks = prompts.evaluation_prompts(prompts.names_of(source), tokenizer, config.data.max_tokens,
                                         config.eval.classes_per_prompt or None)
     rows_of_prompt = max(len(chunk.classes) for chunk in chunks)     # one shape for all prompts: one compilation
     encoded = []

@@ -14,6 +14,7 @@ import numpy as np
 from input_pipeline import image_ops
 from input_pipeline.annotations import check_option, load_lists, refuse
 from input_pipeline.masks import decode_mask
+from input_pipeline.prompts import Phrase
 
 _LARGEST_ID = 2**31 - 1
 _XYXY = "is it [x1, y1, x2, y2] where [x, y, width, height] is expected?"
@@ -38,7 +39,8 @@ class CocoJson:
       json_path: the annotation file.
       image_folder: what `file_name` is relative to.
       class_names: better words for the prompt, {name in the file: name to use}, e.g. {"RBC": "red blood
-        cell"}.
+        cell"}, or {name in the file: {"prefix": …, "name": …, "suffix": …}} for words around it, as ODinW's prompts have
+        them: {"penguin": {"suffix": " , which is black and white"}}. Each part may be left out.
       with_masks: records have `masks`, from polygons or RLE; an object without one has its box as mask.
       keep_empty: keep images that training can draw nothing from: no box, or only crowd or one-pixel boxes.
         The reference trains without them.
@@ -50,7 +52,7 @@ class CocoJson:
     """
 
     def __init__(self, json_path: str | os.PathLike, image_folder: str | os.PathLike, *,
-                 class_names: Mapping[str, str] | None = None, with_masks: bool = False,
+                 class_names: Mapping[str, str | Mapping[str, str]] | None = None, with_masks: bool = False,
                  keep_empty: bool = True, require_boxes: bool = True, bad_boxes: str = "error",
                  name: str | None = None):
         check_option(bad_boxes)
@@ -80,7 +82,8 @@ class CocoJson:
 
         self.category_ids = tuple(categories)
         names = [category["name"] for category in categories.values()]
-        self.class_names = _renamed(names, class_names or {}, self.json_path)
+        self.phrases = _phrases(names, class_names or {}, self.json_path)
+        self.class_names = tuple(p.name if isinstance(p, Phrase) else p for p in self.phrases)
         class_of = {category_id: index for index, category_id in enumerate(self.category_ids)}
         of_image = {image_id: [] for image_id in sorted(images)}
         # Annotations of what is itself at fault are not at fault.
@@ -240,11 +243,22 @@ def _problems_of_image(image):
     return found
 
 
-def _renamed(names, better, path):
+def _phrases(names, better, path):
+    """What prompts call each class: str, or Phrase where words stand around it."""
     unknown = sorted(set(better) - set(names))
     if unknown:
         raise ValueError(f"class_names: found {unknown}, expected names of {path}: {names[:20]}")
-    return tuple(better.get(name, name) for name in names)
+    found = {}
+    for name, words in better.items():
+        if isinstance(words, str):
+            found[name] = words
+        elif (isinstance(words, Mapping) and set(words) <= {"prefix", "name", "suffix"}
+              and all(isinstance(part, str) for part in words.values())):
+            found[name] = Phrase(**{"name": name} | dict(words))
+        else:
+            raise ValueError(f"class_names: {name!r}: found {words!r}, expected a text, or texts under prefix, name and "
+                             "suffix")
+    return tuple(found.get(name, name) for name in names)
 
 
 def _problems_of(annotation, images, class_of, bad_boxes):

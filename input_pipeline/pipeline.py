@@ -125,7 +125,7 @@ def train_reader(sources, weights, *, seed, batch_size, canvases, augment, max_t
             _all_classes(source, tokenizer, max_tokens, separator)   # a prompt that does not fit fails now
 
     def text_of(record, source, ids, rng):
-        names = source.class_names
+        names = prompts.names_of(source)
         if "caption" in record:
             count = packing.draw(rng) if hasattr(source, "caption") else 0
             others = [source.caption(int(index)) for index in rng.integers(len(source), size=count)]
@@ -187,7 +187,7 @@ def eval_batches(source, *, batch_size: int, canvases: Sequence[tuple[int, int]]
       batch_size: images of one batch over all hosts.
       canvases: (H, W) choices; an image goes to the smallest that holds it, and shrinks to fit if none does.
         More than one needs `source.image_size(index) -> (height, width)`, so that nothing is decoded to plan.
-      prompt: the prompt of detection records, one of `evaluation_prompts(source.class_names, ...)`; by
+      prompt: the prompt of detection records, one of `evaluation_prompts(prompts.names_of(source), ...)`; by
         default all classes in one. Boxes of classes that it lacks have an empty positive map.
       class_table: for `box_class` and `token_class`; None leaves them NO_CLASS.
       The rest is as in `train_batches`. Of more than `max_boxes` boxes the first are kept.
@@ -244,7 +244,7 @@ def _all_classes(source, tokenizer, max_tokens, separator):
     if not source.class_names:
         return None
     try:
-        return prompts.evaluation_prompts(source.class_names, tokenizer, max_tokens, separator=separator)[0]
+        return prompts.evaluation_prompts(prompts.names_of(source), tokenizer, max_tokens, separator=separator)[0]
     except ValueError as error:
         raise ValueError(f"source {source.name!r}: {error}") from error
 

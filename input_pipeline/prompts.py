@@ -29,18 +29,27 @@ def clean_name(name: str) -> str:
     return re.sub(r"\(.*\)", "", name).replace("_", " ").replace("  ", " ")
 
 
-@functools.lru_cache(maxsize=65536)
-def canonical_name(name: str) -> str:
-    """What identifies a class over all sources: the cleaned name in lower case, stripped. May be empty."""
-    return clean_name(name).lower().strip()
-
-
 @dataclasses.dataclass(frozen=True)
 class Phrase:
     """A hand-written prompt for one class, e.g. Phrase("penguin", suffix=" , which is black and white")."""
     name: str
     prefix: str = ""
     suffix: str = ""
+
+
+@functools.lru_cache(maxsize=65536)
+def canonical_name(name: str | Phrase) -> str:
+    """What identifies a class over all sources: the cleaned name in lower case, stripped. May be empty."""
+    return clean_name(name.name if isinstance(name, Phrase) else name).lower().strip()
+
+
+def names_of(source) -> Sequence[str | Phrase]:
+    """What prompts call the classes of a source: its hand-written `phrases` where it has them, else its names."""
+    return getattr(source, "phrases", source.class_names)
+
+
+def _phrase(name):
+    return name if isinstance(name, Phrase) else Phrase(clean_name(name))
 
 
 def detection_prompt(names: Sequence[str | Phrase], separator: str = SEPARATOR) -> tuple[str, list[Span]]:
@@ -52,7 +61,7 @@ def detection_prompt(names: Sequence[str | Phrase], separator: str = SEPARATOR) 
     """
     caption, spans = "", []
     for name in names:
-        phrase = name if isinstance(name, Phrase) else Phrase(clean_name(name))
+        phrase = _phrase(name)
         if spans:
             caption += separator
         begin = len(caption) + len(phrase.prefix)
@@ -142,7 +151,7 @@ def groups_that_fit(names: Sequence[str | Phrase], tokenizer: Tokenizer, max_tok
     return groups
 
 
-def sample_classes(names: Sequence[str], present: Sequence[int], tokenizer: Tokenizer,
+def sample_classes(names: Sequence[str | Phrase], present: Sequence[int], tokenizer: Tokenizer,
                    rng: np.random.Generator, *, max_tokens: int = 256, num_negatives: int = 85,
                    full_probability: float = 0.5, separator: str = SEPARATOR,
                    candidates: Sequence[int] | None = None) -> list[int]:
@@ -169,7 +178,7 @@ def sample_classes(names: Sequence[str], present: Sequence[int], tokenizer: Toke
       and negative at once).
     """
     texts = [canonical_name(name) for name in names]
-    cost = [tokenizer.count(clean_name(name) + separator) for name in names]
+    cost = [tokenizer.count(detection_prompt([name])[0] + separator) for name in names]
     budget = max_tokens - SPECIAL_TOKENS
 
     chosen = {}                                            # canonical text -> class index
@@ -194,7 +203,7 @@ def sample_classes(names: Sequence[str], present: Sequence[int], tokenizer: Toke
     return rng.permutation(list(chosen.values())).tolist()
 
 
-def class_spans(names: Sequence[str], classes: Sequence[int], spans: Sequence[Span]) -> dict[int, Span]:
+def class_spans(names: Sequence[str | Phrase], classes: Sequence[int], spans: Sequence[Span]) -> dict[int, Span]:
     """Class index -> span, also for classes that share their text with one of `classes`."""
     by_text = {canonical_name(names[c]): span for c, span in zip(classes, spans)}
     texts = map(canonical_name, names)

@@ -17,6 +17,7 @@ import numpy as np
 from input_pipeline import image_ops
 from input_pipeline.annotations import load_json
 from input_pipeline.masks import decode_mask, encode_mask
+from input_pipeline.prompts import Phrase
 
 CARD, SIZES, SPLIT, DATASET = "dataset.json", "sizes.npy", "records", "glipv2"
 LAYOUT = 1                           # of what a record holds; another number is refused
@@ -94,6 +95,7 @@ class Records:
         self.card = read_card(folder)
         self.name = name or self.card["name"]
         self.class_names, self.category_ids = tuple(self.card["class_names"]), tuple(self.card["category_ids"])
+        self.phrases = tuple(words[0] if len(words) == 1 else Phrase(*words) for words in self.card["prompts"])
         self.replace_empty = self.card["replace_empty"]
         for shard in self.card["shards"]:
             _check_size(self._folder, shard)

@@ -50,7 +50,7 @@ def _coco(data, split):
         raise ValueError(f"config.data.{split}_json is {json_path!r}, but config.data.{split}_images, the folder "
                          "of its images, is empty")
     return {"kind": "coco_json", "json_path": json_path, "image_folder": image_folder,
-            "class_names": dict(data.class_names), "bad_boxes": data.bad_boxes}
+            "class_names": data.class_names.to_dict(), "bad_boxes": data.bad_boxes}
 
 
 def train_specs(data):

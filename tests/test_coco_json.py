@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from input_pipeline import pipeline, prompts
 from input_pipeline.coco_json import CocoJson
+from input_pipeline.sources import ClassTable
+from input_pipeline.tokenizer import Tokenizer
 
 ORIENTATION = 0x0112
 
@@ -68,6 +71,26 @@ def test_better_names(folder):
     assert source.class_names == ("WBC", "red blood cell")
     with pytest.raises(ValueError, match=r"class_names: found \['rbc'\], expected names of .*'WBC', 'RBC'"):
         opened(folder, content(), class_names={"rbc": "red blood cell"})
+
+
+def test_words_around_a_class_name_reach_training_and_evaluation(folder):
+    words = {"RBC": {"prefix": "there are some ", "name": "red cells", "suffix": " on glass"}}
+    source = opened(folder, content(), class_names=words)
+    assert source.class_names == ("WBC", "red cells")
+    tokenizer = Tokenizer()
+    prompt = prompts.evaluation_prompts(prompts.names_of(source), tokenizer)[0]
+    assert prompt.caption == "WBC. there are some red cells on glass"
+    assert [prompt.caption[begin:end] for begin, end in prompt.spans] == ["WBC", "red cells"]
+    phrase = tokenizer.encode("there are some red cells on glass", 9).ids[1:-1].tolist()
+    for num_negatives in (None, 2):
+        read = pipeline.train_reader([source], [1.0], seed=0, batch_size=1, canvases=[(64, 64)], augment="resize(64, 64)",
+                                     max_tokens=32, max_boxes=8, num_negatives=num_negatives, full_probability=1.0,
+                                     class_table=ClassTable.from_sources([source]), tokenizer=tokenizer)
+        ids = read(0, 0)["token_ids"].tolist()
+        start = ids.index(phrase[0])
+        assert len(phrase) == 7 and ids[start:start + 7] == phrase
+    with pytest.raises(ValueError, match="found {'sufix': 'x'}, expected a text, or texts under prefix, name and suffix"):
+        opened(folder, content(), class_names={"RBC": {"sufix": "x"}})
 
 
 @pytest.mark.parametrize("annotation, message", [

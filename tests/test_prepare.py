@@ -8,6 +8,7 @@ from PIL import Image
 
 from glipv2_jax.prepare import command
 from input_pipeline import records
+from input_pipeline.prompts import names_of
 from input_pipeline.registry import make_source
 from input_pipeline.scenes import Scenes
 
@@ -54,7 +55,8 @@ def coco(tmp_path):
     path = tmp_path / "coco.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations, "licenses": [{"name": "MIT"}],
                                 "categories": [{"id": 7, "name": "cat"}, {"id": 4, "name": "dög"}]}))
-    return {"kind": "coco_json", "json_path": str(path), "image_folder": str(folder), "with_masks": True}
+    return {"kind": "coco_json", "json_path": str(path), "image_folder": str(folder), "with_masks": True,
+            "class_names": {"cat": {"suffix": " of fur"}}}
 
 
 @pytest.mark.parametrize("task", ["detection", "caption", "mixed"])
@@ -74,6 +76,7 @@ def test_coco_comes_back_with_masks_crowds_negatives_and_its_own_files(tmp_path,
         assert_equal(source[index], theirs[index])
         assert source.image_bytes(index) == theirs.image_bytes(index)
         assert source.file_name(index) == f"{index}.jpg"
+    assert names_of(source) == names_of(theirs) and names_of(source)[0].suffix == " of fur"
     card = source.card
     assert card["licence"] == "MIT" and card["class_boxes"] == [1, 2]
     assert (card["records"], card["images"], card["boxes"], card["masks"]) == (4, 4, 3, 3)
@@ -178,7 +181,7 @@ def test_damage_is_named(tmp_path):
 def test_command(tmp_path, coco, capsys):
     out = tmp_path / "out"
     arguments = [coco["json_path"], f"--images={coco['image_folder']}", f"--output={out}", "--shards=2", "--licence=CC BY 4.0",
-                 "--with_masks=true"]
+                 "--with_masks=true", '--class_names={"cat": "kitten"}']
     command.main(arguments)
     assert "4 records, 4 images, 3 boxes, in 2 shards of" in capsys.readouterr().out
     assert json.loads((out / "dataset.json").read_text())["licence"] == "CC BY 4.0"

@@ -68,7 +68,7 @@ def inspect(source, findings, tokenizer, *, max_tokens, num_negatives, repaired=
             return _keys(source, int(index), hashed)
         return _examined(source, int(index), tokenizer, max_tokens, num_negatives, repaired, hashed)
     if not keys_only:
-        _check_classes(findings, tokenizer, max_tokens, num_negatives)
+        _check_classes(findings, prompts.names_of(source), tokenizer, max_tokens, num_negatives)
     workers = threads or (os.cpu_count() or 1) + 4
     with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor(workers) as pool, \
             Progress(f"inspect {findings.name}", total=len(indices), unit="records") as progress:
@@ -127,7 +127,7 @@ def _examined(source, index, tokenizer, max_tokens, num_negatives, repaired, has
         if "caption" in record:
             _check_caption(found, record, tokenizer, max_tokens, where)
         else:
-            _check_labels(found, record, source.class_names, tokenizer, max_tokens, num_negatives, index)
+            _check_labels(found, record, prompts.names_of(source), tokenizer, max_tokens, num_negatives, index)
     return found
 
 
@@ -295,9 +295,8 @@ def _add(findings, found):
         findings.texts.append(found.get("text", 0))
 
 
-def _check_classes(findings, tokenizer, max_tokens, num_negatives):
+def _check_classes(findings, names, tokenizer, max_tokens, num_negatives):
     """Class names that no prompt can hold."""
-    names = findings.class_names
     texts = [prompts.canonical_name(name) for name in names]
     findings.problems += [f"{findings.name}: class {name!r} leaves no words for the prompt"
                           for name, text in zip(names, texts) if not tokenizer.count(text)]

@@ -110,7 +110,7 @@ class Shards:
                     return
                 try:
                     record, image, size = _read(self.source, index)
-                except Exception as error:                     # a reader may raise anything on broken data
+                except Exception as error:  # noqa: BLE001 – a reader may raise anything on broken data
                     skipped.append(self._skip(index, error))
                     advance()
                     continue
