@@ -10,6 +10,7 @@ from pycocotools.coco import COCO
 from configs import common
 from glipv2_jax import train
 from glipv2_jax.checkpoint import load_params, read_about
+from input_pipeline import stand_ins
 from input_pipeline.canvases import Order
 from input_pipeline.registry import make_source
 from tests.test_models import TINY
@@ -87,6 +88,31 @@ def test_a_stopped_run_resumes_bit_for_bit(finished, tmp_path):
     for ema in (False, True):
         resumed, unbroken = (_params(config, folder, ema) for folder in (tmp_path, workdir))
         jax.tree.map(np.testing.assert_array_equal, resumed, unbroken)
+
+
+def test_a_coco_file_trains_from_another_run_and_is_scored_in_its_own_pixels(finished, tmp_path):
+    _, before, _ = finished
+    stand_ins.write({"kind": "coco_json", "json_path": "train.json", "image_folder": "images"}, tmp_path, num_images=5)
+    config = small_config()
+    config.data.train_json = config.data.eval_json = str(tmp_path / "train.json")
+    config.data.train_images = config.data.eval_images = str(tmp_path / "images")
+    config.init_from, config.train.num_steps = str(before), 2
+    config.optimizer.learning_rate = config.optimizer.text_learning_rate = 1e-6
+    scores = train.train_and_evaluate(config, tmp_path / "run")
+    assert set(scores) >= {"eval/AP", "eval/AP50"}
+    theirs, ours = _params(config, before, False), _params(config, tmp_path / "run", False)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), theirs, ours)
+
+    truth = COCO(tmp_path / "train.json")
+    rows = truth.loadRes(str(tmp_path / "run" / "detections.json")).loadAnns(
+        truth.loadRes(str(tmp_path / "run" / "detections.json")).getAnnIds())
+    assert rows
+    for row in rows:
+        image = truth.imgs[row["image_id"]]
+        x, y, width, height = row["bbox"]
+        assert 0 <= x and 0 <= y and x + width <= image["width"] and y + height <= image["height"]
+    # The canvas has 64 pixels: boxes that were left on it would not reach the far border.
+    assert max(row["bbox"][0] + row["bbox"][2] for row in rows) > 64
 
 
 def _abstract(config):
