@@ -5,5 +5,5 @@
 from configs import pretrain
 
 
-def get_config():
-    return pretrain.get_config("glip_a", num_steps=380_000, gold=())
+def get_config(size="full"):
+    return pretrain.get_config("glip_a", num_steps=380_000, gold=(), size=size)

@@ -5,5 +5,5 @@
 from configs import pretrain
 
 
-def get_config():
-    return pretrain.get_config("glip_t", num_steps=380_000, captions=pretrain.CAP4M)
+def get_config(size="full"):
+    return pretrain.get_config("glip_t", num_steps=380_000, captions=pretrain.CAP4M, size=size)

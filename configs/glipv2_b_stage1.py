@@ -5,6 +5,6 @@
 from configs import pretrain
 
 
-def get_config():
+def get_config(size="full"):
     return pretrain.get_config("glipv2_b", num_steps=330_000, detection=pretrain.FIVE_ODS,
-                               captions=pretrain.CC15M_SBU)
+                               captions=pretrain.CC15M_SBU, size=size)

@@ -5,8 +5,8 @@
 from configs import pretrain
 
 
-def get_config():
+def get_config(size="full"):
     config = pretrain.get_config("glipv2_h", num_steps=330_000, detection=pretrain.FIVE_ODS,
-                                captions=pretrain.CC15M_SBU)
+                                captions=pretrain.CC15M_SBU, size=size)
     config.mesh.data, config.mesh.fsdp = 1, -1       # its optimizer state does not fit on one chip
     return config

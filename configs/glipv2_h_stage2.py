@@ -5,7 +5,7 @@
 from configs import pretrain
 
 
-def get_config():
-    config = pretrain.second_stage(pretrain.get_config("glipv2_h", num_steps=300_000, detection=pretrain.FIVE_ODS))
+def get_config(size="full"):
+    config = pretrain.second_stage(pretrain.get_config("glipv2_h", num_steps=300_000, detection=pretrain.FIVE_ODS, size=size))
     config.mesh.data, config.mesh.fsdp = 1, -1       # its optimizer state does not fit on one chip
     return config

@@ -5,5 +5,5 @@
 from configs import pretrain
 
 
-def get_config():
-    return pretrain.second_stage(pretrain.get_config("glipv2_t", num_steps=300_000))
+def get_config(size="full"):
+    return pretrain.second_stage(pretrain.get_config("glipv2_t", num_steps=300_000, size=size))

@@ -1,5 +1,8 @@
 """The data and the recipe that the pre-training configs share; docs/data.md says where each data set comes from.
 
+Every config that uses it has two sizes: `configs/X.py` is the paper's; `configs/X.py:rehearsal` has the same data, mixture, losses
+and schedule with a small model, small canvases and four steps, to try a folder of data, or stand-ins for it, on any machine.
+
 Shares of a mixture: records × `copies`, the repeat factors of GLIP-L's released config; `mixture_weights` raises
 detection to at least half of the stream.
 """
@@ -41,8 +44,13 @@ CAP4M, CAP24M = (_pairs("cap4m"),), (_pairs("cap24m"),)
 CC15M_SBU = (_pairs("cc3m"), _pairs("cc12m"), _pairs("sbu"))
 
 
-def get_config(variant, num_steps, captions=(), detection=(OBJECTS365,), gold=GOLD):
-    """GLIP's recipe for a variant: AdamW 1e-4 / 1e-5, batch 64, short side 480 to 800, long side at most 1333."""
+def get_config(variant, num_steps, captions=(), detection=(OBJECTS365,), gold=GOLD, size="full"):
+    """GLIP's recipe for a variant: AdamW 1e-4 / 1e-5, batch 64, short side 480 to 800, long side at most 1333.
+
+    Raises: ValueError for a size other than "full" and "rehearsal".
+    """
+    if size not in ("full", "rehearsal"):
+        raise ValueError(f"config of {variant}: found size {size!r}, expected 'full' or 'rehearsal'")
     config = common.get_config()
     config.model.variant = variant
     config.model.overrides.remat = True
@@ -58,7 +66,21 @@ def get_config(variant, num_steps, captions=(), detection=(OBJECTS365,), gold=GO
         # The released towers read CLIP's byte pairs; trained from scratch they read the WordPieces that ship here.
         config.model.overrides.text_encoder = {"vocab_size": 30522}
         config.optimizer.weight_decay = 0.01     # the paper is silent
+    if size == "rehearsal":
+        _shrink(config)
     return config
+
+
+def _shrink(config):
+    config.model.variant, config.model.dtype = "glipv2_nano", "float32"
+    if "text_encoder" in config.model.overrides:
+        del config.model.overrides.text_encoder
+    config.data.canvases = config.eval.canvases = ((96, 128), (128, 96), (128, 128))
+    config.data.augment = "resize((80, 96), 128)|flip(0.5)"
+    config.eval.short_side, config.eval.max_size = 96, 128
+    config.data.max_tokens, config.data.max_boxes = 128, 32
+    config.eval.batch_size = config.train.batch_size = 8
+    config.train.num_steps, config.train.log_every_steps, config.optimizer.warmup_steps = 4, 1, 1
 
 
 def second_stage(config):

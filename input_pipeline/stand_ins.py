@@ -2,8 +2,10 @@
 
     python -m input_pipeline.stand_ins --config=configs/glipv2_t_stage1.py --root=DIR
 
-writes for each source of `data.train` and `data.eval` annotations in its official format, and images, so that a run with
---config.data.root=DIR goes through the readers, the mixture and the program that a pre-training run goes through.
+    python -m glipv2_jax.main --config=configs/glipv2_t_stage1.py:rehearsal --workdir=RUN --config.data.root=DIR
+
+The first writes for each source of `data.train` and `data.eval` annotations in its official format, and images, so that the
+second goes through the readers, the mixture and the program that a pre-training run goes through.
 """
 import argparse
 import importlib.util

@@ -28,6 +28,18 @@ def test_config_is_complete(name):
     assert config.data.max_tokens <= model.text_encoder.max_positions
 
 
+@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("glip")])
+def test_a_rehearsal_differs_in_size_alone(name):
+    module = importlib.import_module(f"configs.{name}")
+    full, small = module.get_config(), module.get_config("rehearsal")
+    assert train_specs(small.data) == train_specs(full.data) and eval_specs(small.data) == eval_specs(full.data)
+    assert small.loss == full.loss and small.mesh == full.mesh
+    assert model_config(small.model.variant, small.model.overrides).text_encoder.vocab_size == 30522
+    assert small.train.num_steps == 4 and small.train.freeze == full.train.freeze
+    with pytest.raises(ValueError, match="found size 'tiny', expected 'full' or 'rehearsal'"):
+        module.get_config("tiny")
+
+
 def test_stage_two_masks_no_words():
     for name in ("t", "b", "h"):
         config = importlib.import_module(f"configs.glipv2_{name}_stage2").get_config()
