@@ -4,7 +4,6 @@ All images of a step share one canvas, so that every host has arrays of the same
 little of them is padding. Records are sorted by canvas once, from the sizes that the sources state; of each record
 one byte is kept, and its index.
 """
-import functools
 import math
 from collections.abc import Sequence
 
@@ -104,18 +103,32 @@ def by_canvas(source, canvases: Sequence[tuple[int, int]], short_side: int, max_
         return [range(len(source)) if place == nearest else () for place in range(len(canvases))]
     allowed = list(range(len(canvases)))
 
-    @functools.lru_cache(maxsize=2**16)
+    sizes, size_of = _distinct_sizes(source)
+
     def choose(size):
         best = image_ops.smallest_canvas(size, short_side, max_size, [canvases[place] for place in allowed])
         return next(place for place in allowed if canvases[place] == best)
-    found = np.fromiter((choose(tuple(source.image_size(index))) for index in range(len(source))), np.uint8, len(source))
+    place_of = np.array([choose(size) for size in sizes], np.uint8)
+    records = np.bincount(size_of, minlength=len(sizes))       # of each size
     while len(allowed) > 1:
-        counts = np.bincount(found, minlength=len(canvases))
+        counts = np.bincount(place_of, records, minlength=len(canvases))
         rare = min((place for place in allowed if counts[place]), key=lambda place: counts[place], default=None)
         if rare is None or counts[rare] >= least:
             break
         allowed.remove(rare)
-        choose.cache_clear()
-        for index in np.flatnonzero(found == rare):
-            found[index] = choose(tuple(source.image_size(int(index))))
+        for index in np.flatnonzero(place_of == rare):
+            place_of[index] = choose(sizes[index])
+    found = place_of[size_of]
     return [np.flatnonzero(found == place).astype(np.uint32) for place in range(len(canvases))]
+
+
+def _distinct_sizes(source):
+    """[(height, width)] that occur, and of each record the place of its own among them, int [n]."""
+    if hasattr(source, "image_sizes"):
+        height, width = np.asarray(source.image_sizes, np.int64).T
+        found, size_of = np.unique(height << 32 | width, return_inverse=True)
+        return [(int(size >> 32), int(size & 0xFFFFFFFF)) for size in found], size_of
+    places = {}
+    size_of = np.fromiter((places.setdefault(tuple(source.image_size(index)), len(places))
+                           for index in range(len(source))), np.int64, len(source))
+    return list(places), size_of

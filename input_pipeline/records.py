@@ -85,6 +85,7 @@ class Records:
       name: of the source in errors and logs; by default the card's.
     Attributes:
       card: content of `dataset.json`.
+      image_sizes: int32 [records, 2], height and width, mapped from the disk.
     Raises: ValueError for a folder that was not finished, misses a shard or has one of another size than the card says;
       while reading for a damaged record. `verify` reads all bytes.
     """
@@ -99,19 +100,19 @@ class Records:
         self.replace_empty = self.card["replace_empty"]
         for shard in self.card["shards"]:
             _check_size(self._folder, shard)
-        self._sizes = np.load(self._folder / SIZES, mmap_mode="r")
+        self.image_sizes = np.load(self._folder / SIZES, mmap_mode="r")
         self._records = tfds.builder_from_directory(self._folder).as_data_source(
             SPLIT, decoders={"image": tfds.decode.SkipDecoding()})
-        if not len(self._records) == len(self._sizes) == self.card["records"]:
-            raise ValueError(f"{folder}: found {len(self._records)} records and {len(self._sizes)} sizes, expected "
+        if not len(self._records) == len(self.image_sizes) == self.card["records"]:
+            raise ValueError(f"{folder}: found {len(self._records)} records and {len(self.image_sizes)} sizes, expected "
                              f"{self.card['records']} as {CARD} says; prepare it anew")
 
     def __len__(self) -> int:
-        return len(self._sizes)
+        return len(self.image_sizes)
 
     def image_size(self, index: int) -> tuple[int, int]:
         """(height, width) without reading the record."""
-        return tuple(map(int, self._sizes[index]))
+        return tuple(map(int, self.image_sizes[index]))
 
     def caption(self, index: int) -> str:
         """The caption of a record, without its image."""
