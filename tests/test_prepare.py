@@ -155,6 +155,18 @@ def test_bad_records_are_left_out_by_name_within_the_budget(tmp_path, coco):
     assert skipped["record"] == 2 and "2.jpg" in skipped["error"] and source.card["skipped"] == 1
 
 
+def test_a_shard_without_a_good_record_is_empty(tmp_path, coco):
+    for name in ("0.jpg", "1.jpg"):
+        (tmp_path / "images" / name).write_bytes(b"not an image")
+    source = prepared(tmp_path / "out", coco, shards=2, max_bad=2)
+    assert [shard["records"] for shard in source.card["shards"]] == [0, 2]
+    assert [source[index]["image_id"] for index in range(2)] == [2, 3]
+    for name in ("2.jpg", "3.jpg"):
+        (tmp_path / "images" / name).write_bytes(b"not an image")
+    with pytest.raises(ValueError, match="found no record that can be used among 4"):
+        prepared(tmp_path / "none", coco, shards=2, max_bad=4)
+
+
 def test_damage_is_named(tmp_path):
     out = tmp_path / "out"
     source = prepared(out, SCENES | {"task": "detection"})

@@ -81,6 +81,8 @@ def run(spec, output, *, shards, workers=None, part=(0, 1), max_bad=0, licence=N
 def _finish(work, source, spec, files, key, licence):
     """The card, after it and all that lies beside the shards is written; it comes last, as it says that all is there."""
     told = [work.told(shard) for shard in range(work.count)]
+    if not any(shard["records"] for shard in told):
+        raise ValueError(f"{work.folder}: found no record that can be used among {len(source)}; delete the folder to try again")
     arrays = [work.arrays(shard) for shard in range(work.count)]
     partial = work.folder / f".{records.SIZES}"
     with partial.open("wb") as file:
