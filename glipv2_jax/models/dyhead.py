@@ -6,11 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glipv2_jax.models.layers import Dense
+from glipv2_jax.models.layers import TORCH_DEFAULT, Dense, torch_bias
 from glipv2_jax.ops.deform_conv import TAPS, corner_table, gather_conv, reread, sampling
 
-# PyTorch's default for a 3×3 convolution of C channels: U(±1/√(9C)) for weight and bias.
-TORCH_DEFAULT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 GROUPS = 16
 
 
@@ -28,7 +26,7 @@ class DyConv(nn.Module):
         num = len(levels)
         sizes = [x.shape[1:3] for x in levels]
         offset_conv = nn.Conv(3 * TAPS, (3, 3), padding=((1, 1), (1, 1)), dtype=self.dtype,
-                              kernel_init=TORCH_DEFAULT, bias_init=_uniform(9 * self.channels), name="offset")
+                              kernel_init=TORCH_DEFAULT, bias_init=torch_bias(9 * self.channels), name="offset")
         offset_mask = [offset_conv(x).astype(jnp.float32) for x in levels]
         offsets = [y[..., :2 * TAPS] for y in offset_mask]
         masks = [jax.nn.sigmoid(y[..., 2 * TAPS:]) for y in offset_mask]
@@ -81,8 +79,8 @@ class DyReLU(nn.Module):
     def __call__(self, y):
         hidden = self.channels // 4
         dense = functools.partial(Dense, dtype=self.dtype, kernel_init=TORCH_DEFAULT)
-        theta = nn.relu(dense(hidden, bias_init=_uniform(self.channels), name="fc1")(y.mean((1, 2))))
-        theta = jax.nn.hard_sigmoid(dense(4 * self.channels, bias_init=_uniform(hidden), name="fc2")(theta))
+        theta = nn.relu(dense(hidden, bias_init=torch_bias(self.channels), name="fc1")(y.mean((1, 2))))
+        theta = jax.nn.hard_sigmoid(dense(4 * self.channels, bias_init=torch_bias(hidden), name="fc2")(theta))
         a1, b1, a2, b2 = jnp.split(theta[:, None, None] - 0.5, 4, axis=-1)
         return jnp.maximum((2 * a1 + 1) * y + b1, 2 * a2 * y + b2)
 
@@ -113,8 +111,3 @@ def _interpolation(size, new_size):
 def _output_size(sizes, branch):
     _, source, stride = branch
     return tuple((n - 1) // stride + 1 for n in sizes[source])
-
-
-def _uniform(fan_in):
-    bound = fan_in**-0.5
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)

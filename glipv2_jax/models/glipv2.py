@@ -8,10 +8,11 @@ import numpy as np
 from glipv2_jax.models.bert import Bert, BertLayer
 from glipv2_jax.models.clip_text import ClipLayer, ClipText
 from glipv2_jax.models.config import ModelConfig
-from glipv2_jax.models.dyhead import TORCH_DEFAULT, DyConv
+from glipv2_jax.models.dyhead import DyConv
 from glipv2_jax.models.fpn import FPN
 from glipv2_jax.models.fusion import Fusion
 from glipv2_jax.models.heads import ContrastiveHead, GroundingHead, LocalizationHead, MLMHead
+from glipv2_jax.models.layers import TORCH_DEFAULT
 from glipv2_jax.models.swin import Swin
 from glipv2_jax.sharding import constrain_batch
 

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from glipv2_jax.models.bert import CLAMP
-from glipv2_jax.models.dyhead import TORCH_DEFAULT
-from glipv2_jax.models.layers import Dense, TextNorm
+from glipv2_jax.models.layers import TORCH_DEFAULT, Dense, TextNorm
 from glipv2_jax.ops.einsum import einsum_float32
 
 # A region is a match with probability 1 % before training.

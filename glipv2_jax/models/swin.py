@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glipv2_jax.models.config import ImageEncoderConfig
-from glipv2_jax.models.layers import Dense, LayerNorm
+from glipv2_jax.models.layers import Dense, LayerNorm, torch_bias
 from glipv2_jax.models.regularization import drop_path
 from glipv2_jax.ops.einsum import einsum_float32
 
@@ -49,8 +49,9 @@ class PatchEmbed(nn.Module):
     @nn.compact
     def __call__(self, x):
         size, pad = (7, 2) if self.convolutional else (4, 0)
-        x = nn.Conv(self.dim, (size, size), (4, 4), ((pad, pad), (pad, pad)), dtype=self.dtype, name="proj")(
-            _pad_to_multiple(x, 4))
+        # With a bias of zero, padding would come out as zeros, and every norm after it would multiply its gradient by 300.
+        x = nn.Conv(self.dim, (size, size), (4, 4), ((pad, pad), (pad, pad)), dtype=self.dtype,
+                    bias_init=torch_bias(3 * size**2), name="proj")(_pad_to_multiple(x, 4))
         return LayerNorm(dtype=self.dtype, name="norm")(x)
 
 
