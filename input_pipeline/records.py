@@ -17,7 +17,8 @@ import numpy as np
 from input_pipeline import image_ops
 from input_pipeline.annotations import load_json
 from input_pipeline.masks import decode_mask, encode_mask
-from input_pipeline.prompts import Phrase
+from input_pipeline.pipeline import usable_record
+from input_pipeline.prompts import Phrase, names_of
 
 CARD, SIZES, SPLIT, DATASET = "dataset.json", "sizes.npy", "records", "glipv2"
 LAYOUT = 1                           # of what a record holds; another number is refused
@@ -47,8 +48,20 @@ def features():
     })
 
 
-def serialize(record: dict, image_bytes: bytes, size: tuple[int, int], file_name: str) -> bytes:
-    """A record as bytes; equal records give equal bytes.
+def complete(source, index: int) -> tuple[dict, bytes, tuple[int, int]]:
+    """(record, bytes of its image file, (height, width)) of a record that training can use.
+
+    A source without files gives its pixels as PNG. Raises: ValueError for what cannot be trained on.
+    """
+    record = source[index]
+    size = usable_record(record, source.class_names)["image"].shape[:2]
+    if hasattr(source, "image_bytes"):
+        return record, source.image_bytes(index), size
+    return record, image_ops.encode_png(image_ops.pixels_of(record)), size
+
+
+def example(record: dict, image_bytes: bytes, size: tuple[int, int], file_name: str) -> dict:
+    """A record under the names of `features()`, for TFDS to encode.
 
     Args:
       record: see `schema.py`; its `image` is not read.
@@ -57,7 +70,7 @@ def serialize(record: dict, image_bytes: bytes, size: tuple[int, int], file_name
     """
     boxes = np.asarray(record["boxes"], np.float32).reshape(-1, 4)
     spans = [(box, *span) for box, found in enumerate(record.get("spans", ())) for span in found]
-    encoded = features().encode_example({
+    return {
         "image": io.BytesIO(image_bytes), "size": np.array(size, np.int32), "image_id": int(record["image_id"]),
         "file_name": file_name, "boxes": boxes, "classes": np.asarray(record["classes"], np.int32).reshape(-1),
         "is_caption": "caption" in record, "caption": record.get("caption", ""),
@@ -67,8 +80,51 @@ def serialize(record: dict, image_bytes: bytes, size: tuple[int, int], file_name
         "masks": [encode_mask(mask)["counts"] for mask in record.get("masks", ())],
         "negatives": np.asarray(record.get("negatives", ()), np.int32).reshape(-1),
         "questions": json.dumps(record.get("questions"), ensure_ascii=False),
-        "about": json.dumps(record.get("about"), ensure_ascii=False)})
+        "about": json.dumps(record.get("about"), ensure_ascii=False)}
+
+
+def serialize(record: dict, image_bytes: bytes, size: tuple[int, int], file_name: str) -> bytes:
+    """A record as bytes, with the arguments of `example`; equal records give equal bytes."""
+    encoded = features().encode_example(example(record, image_bytes, size, file_name))
     return _serializer().get_tf_example(encoded).SerializeToString(deterministic=True)
+
+
+def record_of(stored: dict, where: str) -> dict:
+    """What `example` was made of.
+
+    Args:
+      stored: decoded by TFDS, but for the image. where: what an error calls it.
+    """
+    size, boxes = tuple(map(int, stored["size"])), stored["boxes"]
+    record = {"image": lambda: image_ops.decode_of_size(stored["image"], size, where, "was prepared", name=where),
+              "image_id": int(stored["image_id"]), "boxes": boxes, "classes": stored["classes"]}
+    if stored["is_caption"]:
+        spans = [[] for _ in boxes]
+        for box, begin, end in stored["spans"].tolist():
+            spans[box].append((begin, end))
+        record |= {"caption": stored["caption"].decode(), "spans": spans}
+    for key in map(bytes.decode, stored["optional"]):
+        if key == "masks":
+            masks = [decode_mask({"size": size, "counts": counts}, None, size) for counts in stored["masks"]]
+            record["masks"] = np.array(masks, np.bool_).reshape(-1, *size)
+        else:
+            record[key] = json.loads(stored[key]) if key in ("questions", "about") else stored[key]
+    return record
+
+
+def description(source) -> dict:
+    """What is true of all records of a source, ready for JSON; `describe` gives it to the source that reads them."""
+    return {"layout": LAYOUT, "class_names": list(source.class_names), "category_ids": list(source.category_ids),
+            "prompts": [[name] if isinstance(name, str) else [name.name, name.prefix, name.suffix]
+                        for name in names_of(source)],
+            "replace_empty": bool(getattr(source, "replace_empty", False))}
+
+
+def describe(source, told: dict):
+    """Sets the attributes that `description` told."""
+    source.class_names, source.category_ids = tuple(told["class_names"]), tuple(told["category_ids"])
+    source.phrases = tuple(words[0] if len(words) == 1 else Phrase(*words) for words in told["prompts"])
+    source.replace_empty = told["replace_empty"]
 
 
 @functools.cache
@@ -95,9 +151,7 @@ class Records:
         self._folder = pathlib.Path(folder)
         self.card = read_card(folder)
         self.name = name or self.card["name"]
-        self.class_names, self.category_ids = tuple(self.card["class_names"]), tuple(self.card["category_ids"])
-        self.phrases = tuple(words[0] if len(words) == 1 else Phrase(*words) for words in self.card["prompts"])
-        self.replace_empty = self.card["replace_empty"]
+        describe(self, self.card)
         for shard in self.card["shards"]:
             _check_size(self._folder, shard)
         self.image_sizes = np.load(self._folder / SIZES, mmap_mode="r")
@@ -127,22 +181,7 @@ class Records:
         return self._read(index)["image"]
 
     def __getitem__(self, index: int) -> dict:
-        stored, where = self._read(index), f"{self._folder}, record {index}"
-        size, boxes = tuple(map(int, stored["size"])), stored["boxes"]
-        record = {"image": lambda: image_ops.decode_of_size(stored["image"], size, where, "was prepared", name=where),
-                  "image_id": int(stored["image_id"]), "boxes": boxes, "classes": stored["classes"]}
-        if stored["is_caption"]:
-            spans = [[] for _ in boxes]
-            for box, begin, end in stored["spans"].tolist():
-                spans[box].append((begin, end))
-            record |= {"caption": stored["caption"].decode(), "spans": spans}
-        for key in map(bytes.decode, stored["optional"]):
-            if key == "masks":
-                masks = [decode_mask({"size": size, "counts": counts}, None, size) for counts in stored["masks"]]
-                record["masks"] = np.array(masks, np.bool_).reshape(-1, *size)
-            else:
-                record[key] = json.loads(stored[key]) if key in ("questions", "about") else stored[key]
-        return record
+        return record_of(self._read(index), f"{self._folder}, record {index}")
 
     def _read(self, index):
         if not 0 <= index < len(self):

@@ -14,7 +14,6 @@ from glipv2_jax.files import write_whole
 from glipv2_jax.metrics import Progress
 from glipv2_jax.prepare.shards import SKIPPED, WORK, Shards
 from input_pipeline import records
-from input_pipeline.prompts import names_of
 from input_pipeline.registry import KINDS, PATHS, make_source
 
 _USAGE = """glipv2 prepare DATA [--images=FOLDER] --output=DIR --shards=N …       files and folders as in `glipv2 inspect`
@@ -102,13 +101,10 @@ def _finish(work, source, spec, files, key, licence):
               for name in ("boxes", "captions", "phrases", "masks", "questions")}
     classes = np.sum([shard["classes"] for shard in told], axis=0).astype(int).tolist()
     card = {
-        "layout": records.LAYOUT, "name": source.name, "licence": licence or _stated_licence(files),
+        **records.description(source), "name": source.name, "licence": licence or _stated_licence(files),
         "records": sum(shard["records"] for shard in told),
         "images": len(np.unique(np.concatenate([found["images"] for found in arrays]))),
-        **counts, "skipped": len(skipped), "replace_empty": bool(getattr(source, "replace_empty", False)),
-        "class_names": list(source.class_names), "category_ids": list(source.category_ids), "class_boxes": classes,
-        "prompts": [[name] if isinstance(name, str) else [name.name, name.prefix, name.suffix] for name in names_of(source)],
-        "source": spec,
+        **counts, "skipped": len(skipped), "class_boxes": classes, "source": spec,
         "files": [{"file": name, "bytes": os.stat(path).st_size, "sha256": records.sha256(path)} for name, path in files],
         "shards": [{name: shard[name] for name in ("file", "records", "bytes", "sha256")} for shard in told], "key": key}
     write_whole(work.folder / records.CARD, json.dumps(card, indent=1, ensure_ascii=False) + "\n")

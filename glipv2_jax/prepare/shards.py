@@ -11,8 +11,7 @@ from absl import logging
 
 from glipv2_jax.files import write_whole
 from glipv2_jax.metrics import Progress
-from input_pipeline import image_ops, records
-from input_pipeline.pipeline import usable_record
+from input_pipeline import records
 
 WORK = ".unfinished"                 # folder of what finished shards say, until the card holds it
 SKIPPED = "skipped.jsonl"
@@ -109,7 +108,7 @@ class Shards:
                 if self._stopped.is_set():
                     return
                 try:
-                    record, image, size = _read(self.source, index)
+                    record, image, size = records.complete(self.source, index)
                 except Exception as error:  # noqa: BLE001 – a reader may raise anything on broken data
                     skipped.append(self._skip(index, error))
                     advance()
@@ -138,15 +137,6 @@ class Shards:
                                  "(--max_bad); `glipv2 inspect` lists all of them") from error
         logging.warning("record %d left out: %s", index, error)
         return {"record": index, "error": f"{type(error).__name__}: {error}"}
-
-
-def _read(source, index):
-    """(record, bytes of its image file, size) of a record that training can use."""
-    record = source[index]
-    size = usable_record(record, source.class_names)["image"].shape[:2]
-    if hasattr(source, "image_bytes"):
-        return record, source.image_bytes(index), size
-    return record, image_ops.encode_png(image_ops.pixels_of(record)), size
 
 
 def _count(counts, classes, record):
