@@ -59,7 +59,6 @@ def get_config(variant, num_steps, captions=(), detection=(OBJECTS365,), gold=GO
     config.data.eval = ({"kind": "coco_json", "name": "coco_val2017", "image_folder": "coco/val2017",
                          "json_path": "coco/annotations/instances_val2017.json"},)
     config.data.max_bad_records = 1000           # of millions; each is named in the log
-    config.data.packed_captions = 20 if captions else 0
     config.data.mlm_on_detection = not gold and not captions     # the only words there are
     config.train.num_steps = num_steps
     if variant.startswith(("glipv2_b", "glipv2_h")):

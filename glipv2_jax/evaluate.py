@@ -87,8 +87,7 @@ def _detect_classes(predictor, mesh, config, source, tokenizer, folder, name):
     if jax.process_index() == 0:
         coco_json.write_results(folder / "detections.json", rows)
         # The file itself where there is one: its areas decide what is small and what is large.
-        official = getattr(source, "json_path", None) if config.data.bad_boxes == "error" else None
-        truth = official or coco_ap.ground_truth_from_source(source)
+        truth = getattr(source, "official_json", None) or coco_ap.ground_truth_from_source(source)
         everything = coco_ap.coco_ap(truth, rows)
         scores = {key: everything[key] for key in ("AP", "AP50", "AP75")}
         held_out = getattr(source, "held_out", ())

@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 import os
+import threading
 from pathlib import Path
 
 
@@ -10,7 +11,7 @@ def write_whole(path: str | os.PathLike, text: str):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)

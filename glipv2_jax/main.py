@@ -1,6 +1,7 @@
 """`python -m glipv2_jax.main --config=configs/X.py --workdir=DIR --mode=train|evaluate`: flags and dispatch, no more."""
 import logging
 import os
+import sys
 
 import jax
 from absl import app, flags
@@ -20,15 +21,27 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0,
 log = logging.getLogger("glipv2_jax")
 
 
+class _StandardError(logging.StreamHandler):
+    """Standard error as it is when a line is written: a progress bar puts its own in place for a while."""
+
+    @property
+    def stream(self):
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value):
+        pass
+
+
 def set_up_logging():
     """The run's own lines on standard error. Libraries, which log every file that they touch, only warn."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")      # TensorFlow only reads files here; it announces the option
     absl_logging.set_verbosity(absl_logging.WARNING)
-    handler = logging.StreamHandler()
+    handler = _StandardError()
     handler.setFormatter(logging.Formatter("%(message)s"))
     for own in (log, logging.getLogger("input_pipeline")):
-        own.addHandler(handler)
+        own.handlers = [handler]
         own.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
         own.propagate = False
 

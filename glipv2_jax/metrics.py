@@ -3,11 +3,9 @@ import collections
 import json
 import math
 import pathlib
-import sys
 import time
 
 import jax
-from absl import logging
 from rich import progress as rich_progress
 from rich.console import Console
 
@@ -198,13 +196,7 @@ class _Display:
             columns = (rich_progress.TextColumn("{task.description}"), rich_progress.BarColumn(bar_width=24),
                        rich_progress.MofNCompleteColumn(), rich_progress.TextColumn("{task.fields[told]}"))
             self._live = rich_progress.Progress(*columns, console=console)
-            stderr = sys.stderr
             self._live.start()
-            # absl keeps the stream it found at the start. The live display has now put its own in place;
-            # lines that went past it would be drawn across the bars.
-            self._log_handler = logging.get_absl_handler().python_handler
-            if self._log_handler.stream is stderr:
-                self._log_handler.setStream(sys.stderr)
         self._open += 1
         return self._live.add_task(title, total=total, completed=done, told="")
 
@@ -216,11 +208,8 @@ class _Display:
         if self._open:
             self._live.remove_task(bar)
         else:
-            inside = sys.stderr
             self._live.stop()
             self._live = None
-            if self._log_handler.stream is inside:
-                self._log_handler.setStream(sys.stderr)
 
 
 _display = _Display()

@@ -81,6 +81,7 @@ def make_optimizer(config, num_steps, freeze=()):
       num_steps: of the whole run.
       freeze: regular expressions of parameter paths without gradient, moments and decay.
     Returns: optax transformation; its updates are ready to be added to the parameters.
+    Raises: ValueError, at its init, for a pattern of `freeze` that matches no parameter.
     """
     def init(params):
         del params
@@ -101,6 +102,11 @@ def make_optimizer(config, num_steps, freeze=()):
         optax.GradientTransformation(init, update))
 
     def labels(params):
+        paths = [path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for pattern in freeze:
+            if not any(frozen(path, [pattern]) for path in paths):
+                raise ValueError(f"config.train.freeze: {pattern!r} matches the start of no parameter's path, expected one "
+                                 f"like {paths[0]!r}")
         return jax.tree_util.tree_map_with_path(
             lambda path, _: "frozen" if frozen(path_string(path), freeze) else "trained", params)
     return optax.partition({"trained": adamw, "frozen": optax.set_to_zero()}, labels)

@@ -100,6 +100,10 @@ def _run(args, photos, find):
         sys.exit(f"glipv2: {error}")
     output = pathlib.Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
+    inputs = {photo.resolve() for photo in photos.values() if isinstance(photo, pathlib.Path)}
+    over = [path for name in photos for path in (output / f"{name}.jpg",) if path.resolve() in inputs]
+    if over:
+        sys.exit(f"glipv2: {over[0]}: the result would replace the photograph; expected --output to be another folder")
     print("Compiling for the first photograph of each shape: under a minute for a small model on a CPU, a few for a "
           "large one. The next start finds it on disk.")
     started, first, failures = time.perf_counter(), None, []

@@ -154,6 +154,9 @@ class Detector:
         settings, data = ConfigDict(about["config"]["eval"]), about["config"]["data"]
         vocabulary = directory / "vocab.txt"
         tokenizer = Tokenizer(vocabulary if vocabulary.exists() else data["vocabulary"] or None, literal=True)
+        if tokenizer.vocab_size != config.text_encoder.vocab_size:
+            raise ValueError(f"{directory}: found {tokenizer.vocab_size} words in the vocabulary, expected the "
+                             f"{config.text_encoder.vocab_size} of the text encoder; put its vocab.txt beside the checkpoint")
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
                                 parameter_shapes(config))
@@ -188,6 +191,7 @@ class Detector:
             raise ValueError("images: found a single image, expected a list of images")
         if isinstance(class_names, str):
             raise ValueError(f"class_names: found the text {class_names!r}, expected a list of names")
+        class_names = list(class_names)
         per_image = [tuple(class_names)] * len(images)
         if class_names and not isinstance(class_names[0], str):
             per_image = [tuple(names) for names in class_names]

@@ -7,6 +7,7 @@ import pathlib
 
 import numpy as np
 
+LARGEST_ID = 2**31 - 1
 _SHOWN = 10                          # problems listed in one error
 _collected = contextvars.ContextVar("collected", default=None)
 
@@ -103,6 +104,13 @@ def field(entry, key, kind, where):
         found = repr(value)[:80] if key in entry else "nothing"
         kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         raise ValueError(f"{where}: {key!r}: found {found}, expected {kinds}")
+    return value
+
+
+def checked_id(value, where):
+    """The id of an image. Raises: ValueError for anything but 0 to 2³¹ − 1: ids travel through the device as int32."""
+    if type(value) is not int or not 0 <= value <= LARGEST_ID:
+        raise ValueError(f"{where}: found image id {value!r}, expected a whole number from 0 to {LARGEST_ID}")
     return value
 
 

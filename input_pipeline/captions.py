@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from input_pipeline import image_ops
-from input_pipeline.annotations import Problems, field, load_lists, refuse
+from input_pipeline.annotations import Problems, checked_id, field, load_lists, refuse
 
 
 class CocoCaptions:
@@ -30,7 +30,8 @@ class CocoCaptions:
         for n, annotation in enumerate(content["annotations"]):
             with problems:
                 where = f"annotations[{n}]"
-                image_id, caption = field(annotation, "image_id", int, where), field(annotation, "caption", str, where)
+                image_id = checked_id(annotation.get("image_id"), where)
+                caption = field(annotation, "caption", str, where)
                 if image_id not in self._files:
                     raise ValueError(f"{where}: found image_id {image_id}, expected the id of one of 'images'")
                 if not caption.strip():
@@ -96,7 +97,7 @@ class Vqa:
         for n, question in enumerate(content["questions"]):
             with problems:
                 where = f"questions[{n}]"
-                question_id = field(question, "question_id", int, where)
+                question_id = checked_id(field(question, "question_id", int, where), where)
                 if annotations_path is not None and question_id not in answers:
                     raise ValueError(f"{where}: found no annotation of question {question_id}")
                 self._questions.append((question_id, field(question, "image_id", int, where),

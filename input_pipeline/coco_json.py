@@ -12,11 +12,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from input_pipeline import image_ops
-from input_pipeline.annotations import check_option, load_lists, refuse
+from input_pipeline.annotations import LARGEST_ID, check_option, load_lists, refuse
 from input_pipeline.masks import decode_mask
 from input_pipeline.prompts import Phrase
 
-_LARGEST_ID = 2**31 - 1
 _XYXY = "is it [x1, y1, x2, y2] where [x, y, width, height] is expected?"
 _REPAIR = "bad_boxes='repair' cuts or drops such boxes"
 
@@ -48,6 +47,8 @@ class CocoJson:
       bad_boxes: "error", or "repair": boxes without area or outside the image are dropped, others are cut at
         the border.
       name: what errors and logs call the source, by default the name of the JSON file.
+    Attributes:
+      official_json: path of the file if it is the truth as it stands, None if boxes were repaired.
     Raises: ValueError listing the records at fault, with what was found and what was expected.
     """
 
@@ -58,6 +59,7 @@ class CocoJson:
         check_option(bad_boxes)
         self.json_path, self.image_folder = pathlib.Path(json_path), pathlib.Path(image_folder)
         self.name = name or self.json_path.stem
+        self.official_json = self.json_path if bad_boxes == "error" else None
         content = load_lists(self.json_path, ("images", "annotations", "categories"))
         problems = []
         categories = _unique(content["categories"], "categories", {"id": int, "name": str}, problems)
@@ -238,8 +240,8 @@ def _problems_of_image(image):
     if min(image["width"], image["height"]) < 1:
         found.append(f"{where}: found size {image['width']}x{image['height']}, expected positive numbers")
     # Ids travel with their image through the device, whose integers have 32 bits.
-    if not 0 <= image["id"] <= _LARGEST_ID:
-        found.append(f"{where}: expected an id of 0 to {_LARGEST_ID}")
+    if not 0 <= image["id"] <= LARGEST_ID:
+        found.append(f"{where}: expected an id of 0 to {LARGEST_ID}")
     return found
 
 

@@ -11,6 +11,7 @@ from input_pipeline import image_ops
 from input_pipeline.annotations import (
     Problems,
     check_option,
+    checked_id,
     checked_spans,
     field,
     inclusive_boxes,
@@ -151,12 +152,10 @@ class GroundingJson:
 def _checked_image(image, where, seen):
     if not isinstance(image, dict):
         raise ValueError(f"{where}: found {image!r}, expected an object")
-    image_id = field(image, "id", int, where)
+    image_id = checked_id(image.get("id"), where)
     where = f"image {image_id}"
     if image_id in seen:
         raise ValueError(f"{where}: another image has the same id")
-    if not 0 <= image_id < 2**31:                  # ids travel through the device, whose integers have 32 bits
-        raise ValueError(f"{where}: expected an id from 0 to {2**31 - 1}")
     field(image, "file_name", str, where)
     if min(field(image, "height", int, where), field(image, "width", int, where)) < 1:
         raise ValueError(f"{where}: found size {image['width']}x{image['height']}, expected positive numbers")

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from input_pipeline import image_ops
-from input_pipeline.annotations import check_option, checked_spans, field, inclusive_boxes, parse_object
+from input_pipeline.annotations import check_option, checked_id, checked_spans, field, inclusive_boxes, parse_object
 from input_pipeline.line_file import LineFile
 from input_pipeline.schema import NO_CLASS
 
@@ -35,6 +35,8 @@ class Odvg:
       min_score: boxes with a score below are left out; those without a score stay.
       bad_boxes: "error", or "repair": boxes without area in their image and spans outside of their caption are dropped.
       name: of the source in errors and logs.
+    Attributes:
+      replace_empty: True for captions, see `schema.py`.
     Raises: ValueError for a file without lines or a bad label map; while reading for a bad line, which it names.
     Source: the format of Open-GroundingDino and mmdetection's grounding data sets.
     """
@@ -56,6 +58,7 @@ class Odvg:
             names = {}
         else:
             names = _read_label_map(label_map) if label_map is not None else self._collected_names()
+        self.replace_empty = self._kind == "grounding"
         self.category_ids = tuple(sorted(names))
         self.class_names = tuple(names[label] for label in self.category_ids)
         self._class_of = {label: place for place, label in enumerate(self.category_ids)}
@@ -89,7 +92,7 @@ class Odvg:
         size = field(entry, "height", int, where), field(entry, "width", int, where)
         path = self._folder / field(entry, "filename", str, where)
         record = {"image": lambda: image_ops.decode_of_size(path, size, where, "it states"),
-                  "image_id": entry.get("image_id", index)}
+                  "image_id": checked_id(entry.get("image_id", index), where)}
         content = field(entry, self._kind, dict, where)
         return record | (self._detection if self._kind == "detection" else self._grounding)(content, size, where)
 

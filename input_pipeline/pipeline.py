@@ -47,7 +47,7 @@ class BadRecords:
     def __len__(self) -> int:
         return len(self._found)
 
-    def add(self, source: str, index: int, error: ValueError):
+    def add(self, source: int, index: int, error: ValueError):
         """Raises: the error, when the limit is passed."""
         with self._lock:
             if (source, index) in self._found:
@@ -124,18 +124,29 @@ def train_reader(sources, weights, *, seed, batch_size, canvases, augment, max_t
         for source in sources:
             _all_classes(source, tokenizer, max_tokens, separator)   # a prompt that does not fit fails now
 
-    def text_of(record, source, ids, rng):
-        names = prompts.names_of(source)
+    def other_captions(place, index, rng):
+        """Captions of other records to pack around one; those that cannot be read are bad records like any other."""
+        source, found = sources[place], []
+        count = packing.draw(rng) if getattr(source, "replace_empty", False) and hasattr(source, "caption") else 0
+        for other in rng.integers(len(source), size=count).tolist():
+            if other != index:
+                try:
+                    with _naming(source, other):
+                        found.append(source.caption(other))
+                except ValueError as error:
+                    bad_records.add(place, other, error)
+        return found
+
+    def text_of(record, place, index, rng):
+        names = prompts.names_of(sources[place])
         if "caption" in record:
-            count = packing.draw(rng) if hasattr(source, "caption") else 0
-            others = [source.caption(int(index)) for index in rng.integers(len(source), size=count)]
-            return _caption_text(record, tokenizer, max_tokens, others, rng)
+            return _caption_text(record, tokenizer, max_tokens, other_captions(place, index, rng), rng)
         classes = range(len(names)) if num_negatives is None else prompts.sample_classes(
             names, record["classes"], tokenizer, rng, max_tokens=max_tokens, num_negatives=num_negatives,
             full_probability=full_probability, separator=separator, candidates=record.get("negatives"))
         caption, spans = prompts.detection_prompt([names[c] for c in classes], separator)
         spans = prompts.class_spans(names, classes, spans)
-        return _class_text(record, tokenizer.encode(caption, max_tokens), spans, ids, mlm_on_detection)
+        return _class_text(record, tokenizer.encode(caption, max_tokens), spans, class_ids[place], mlm_on_detection)
 
     def readable_record(step, row):
         """(index of the source, index of the record, record, generator of all that is random about the example)"""
@@ -149,7 +160,7 @@ def train_reader(sources, weights, *, seed, batch_size, canvases, augment, max_t
                 with _naming(source, index):
                     record = usable_record(source[index], source.class_names)
             except ValueError as error:
-                bad_records.add(source.name, index, error)
+                bad_records.add(place.source, index, error)
                 if attempt == _ATTEMPTS:
                     raise
             else:
@@ -163,7 +174,7 @@ def train_reader(sources, weights, *, seed, batch_size, canvases, augment, max_t
         with _naming(source, index):
             view = ops.augmented_view(steps, record, rng, canvas)
             record = _seen(record, view)
-            text, kept = text_of(record, source, class_ids[place], rng)
+            text, kept = text_of(record, place, index, rng)
             if len(kept) > max_boxes:
                 kept = np.sort(rng.choice(kept, max_boxes, replace=False))
             return _assemble(record, text, kept, view, canvas, max_boxes, mask_size) | {"source": np.int32(place)}

@@ -228,12 +228,13 @@ def verify(folder, progress=lambda count: None) -> int:
     return len(card["shards"])
 
 
-def sha256(path) -> str:
-    """Of a file, read in pieces."""
+def sha256(*paths) -> str:
+    """Of one file, or of several one after the other; read in pieces."""
     found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            found.update(chunk)
+    for path in paths:
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                found.update(chunk)
     return found.hexdigest()
 
 

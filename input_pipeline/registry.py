@@ -17,18 +17,19 @@ KINDS = {
     "coco_captions": ("captions", "CocoCaptions"),
     "vqa": ("captions", "Vqa"),
     "records": ("records", "Records"),                 # what `glipv2 prepare` writes
+    "tfds": ("tfds_source", "Tfds"),                   # coco, lvis, voc, ref_coco of TFDS, and `tfds_builders`
 }
 # Options that are paths, relative to the root.
 PATHS = ("folder", "json_path", "jsonl_path", "yaml_path", "annotations_path", "label_map", "image_folder",
-         "coco_folder")
+         "coco_folder", "data_dir")
 
 
 def make_source(spec, root=""):
     """A source from its description in a config.
 
     Args:
-      spec: dict with `kind`, one of `KINDS`, and the options of that kind. `weight` and `copies`
-        belong to the mixture and `name` to the report; they are left aside.
+      spec: dict with `kind`, one of `KINDS`, and the options of that kind. `name` is what errors, logs and scores
+        call the source; `weight` and `copies` belong to the mixture.
       root: what relative paths among the options start from.
     Raises: ValueError for an unknown kind or option.
     """
@@ -39,9 +40,11 @@ def make_source(spec, root=""):
     options |= {key: os.path.join(root, options[key]) for key in PATHS if options.get(key) is not None}
     module, name = KINDS[kind]
     try:
-        return getattr(importlib.import_module(f"input_pipeline.{module}"), name)(**options)
+        source = getattr(importlib.import_module(f"input_pipeline.{module}"), name)(**options)
     except TypeError as error:
         raise ValueError(f"config.data, source of kind {kind!r}: {error}") from error
+    source.name = spec.get("name", source.name)
+    return source
 
 
 def _coco(data, split):

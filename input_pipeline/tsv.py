@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 from input_pipeline import image_ops
-from input_pipeline.annotations import checked_spans, field, load_json, parse_object
+from input_pipeline.annotations import LARGEST_ID, checked_spans, field, load_json, parse_object
 from input_pipeline.line_file import LineFile
 from input_pipeline.schema import NO_CLASS
 
@@ -100,7 +100,7 @@ class Tsv:
         label, where = self._label(index)
         key = self._columns(self._labels, int(self._rows[index]))[0].decode(errors="replace")
         record = {"image": lambda: image_ops.decode(self.image_bytes(index), name=where),
-                  "image_id": int(key) if key.isdecimal() and int(key) < 2**31 else index}
+                  "image_id": int(key) if key.isdecimal() and int(key) <= LARGEST_ID else index}
         return record | (self._objects(label, where) if self.class_names else self._caption(label, index, where))
 
     def _objects(self, label, where):

@@ -2,9 +2,11 @@
 import itertools
 
 import numpy as np
+import pytest
 
 from input_pipeline import caption_packing, train_batches
 from input_pipeline.caption_packing import Packing
+from input_pipeline.pipeline import BadRecords
 from input_pipeline.schema import MLM_NEVER, MLM_SCORED
 from input_pipeline.sources import ClassTable
 from input_pipeline.tokenizer import Tokenizer
@@ -85,6 +87,25 @@ def test_packing_is_a_function_of_the_step():
     one, two = batches(3, packing=Packing(3))[2], batches(1, start=2, packing=Packing(3))[0]
     for key in one:
         np.testing.assert_array_equal(one[key], two[key])
+
+
+def test_a_packed_caption_that_cannot_be_read_is_a_bad_record(monkeypatch):
+    def caption(self, index):
+        if index == 4:
+            raise ValueError("line 5: not JSON")
+        return "no number"
+    monkeypatch.setattr(Numbers, "caption", caption)
+    with pytest.raises(ValueError, match="record 4: line 5: not JSON"):
+        batches(4, packing=Packing(3, 0.0, 1.0))
+    bad = BadRecords(1)
+    batches(4, packing=Packing(3, 0.0, 1.0), bad_records=bad)
+    assert len(bad) == 1
+
+
+def test_only_pairs_are_packed(monkeypatch):
+    monkeypatch.setattr(Numbers, "replace_empty", False)
+    for ours, theirs in zip(batches(2, packing=Packing(3, 0.0, 1.0)), batches(2)):
+        np.testing.assert_array_equal(ours["token_ids"], theirs["token_ids"])
 
 
 def test_captions_without_boxes_are_replaced_and_cost_nothing():

@@ -66,15 +66,21 @@ def test_its_detections_are_the_detectors(archive, detector, photo):
         np.testing.assert_allclose(np.asarray(found["boxes"][row])[real], expected.boxes, rtol=1e-4, atol=1e-2)
 
 
-def test_the_runner_needs_no_package_of_ours(archive, detector, photo, tmp_path):
+@pytest.mark.parametrize("size", [CANVAS, (57, 83), (333, 500)])
+def test_the_runner_needs_no_package_of_ours(archive, detector, size, tmp_path):
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(2).integers(0, 256, (*size, 3), np.uint8)).save(photo)
     source = importlib.resources.files("glipv2_jax.export") / "runner.py"
     code = ("import runpy, sys; sys.modules['glipv2_jax'] = sys.modules['input_pipeline'] = None; "
             f"sys.argv = ['runner', {str(archive)!r}, {str(photo)!r}, 'traffic light. dog. zebra crossing.']; "
             f"runpy.run_path({str(source)!r})")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    printed = [line.split(" [")[0] for line in done.stdout.splitlines()]
+    printed = [line.split(" [") for line in done.stdout.splitlines()]
     expected = detector.detect([photo], NAMES, threshold=0.5)[0]
-    assert printed == [f"{phrase} {score:.2f}" for phrase, score in zip(expected.phrases, expected.scores)] != []
+    assert [found for found, _ in printed] == [
+        f"{phrase} {score:.2f}" for phrase, score in zip(expected.phrases, expected.scores)] != []
+    boxes = [list(map(float, box.rstrip("]").split(", "))) for _, box in printed]
+    np.testing.assert_allclose(boxes, expected.boxes, atol=0.06)
 
 
 def test_a_prompt_too_long_for_the_file_is_refused(archive, photo, monkeypatch):
@@ -87,8 +93,11 @@ def test_a_prompt_too_long_for_the_file_is_refused(archive, photo, monkeypatch):
     (["--canvas=64x100"], "64x100, expected multiples of 32"),
     (["--canvas=64"], "found '64', expected HEIGHTxWIDTH"),
     (["--tokens=500"], "found 500, expected 4 to 64"),
-    (["--output=m.py"], "the runner beside it takes that name")])
-def test_what_cannot_work_is_refused(detector, monkeypatch, flags, message):
+    (["--output=m.py"], "the runner beside it takes that name"),
+    (["--output=old.glipv2"], "old.py: is there already")])
+def test_what_cannot_work_is_refused(detector, monkeypatch, tmp_path, flags, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old.py").write_text("of somebody else")
     monkeypatch.setattr("glipv2_jax.predict.Detector.from_pretrained", lambda *args, **kwargs: detector)
     with pytest.raises(SystemExit, match=message):
         command.main(["--output=m.glipv2", *flags])

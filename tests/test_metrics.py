@@ -1,15 +1,16 @@
 """metrics.jsonl over interruptions, TensorBoard events, and progress with and without a terminal."""
 import io
 import json
+import logging
 import sys
 
 import numpy as np
 import pytest
-from absl import logging
 from rich.console import Console
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from glipv2_jax import metrics
+from glipv2_jax.main import set_up_logging
 from glipv2_jax.metrics import Progress, Writer
 
 
@@ -137,14 +138,22 @@ class TestProgressOnATerminal:
             progress.update(1)
         assert "again" in out.file.getvalue()
 
-    def test_an_error_inside_takes_the_display_down_and_log_lines_go_back(self, monkeypatch):
-        handler = logging.get_absl_handler().python_handler
-        monkeypatch.setattr(handler, "stream", sys.stderr)
-        before = sys.stderr
-        with pytest.raises(RuntimeError), Progress("train", total=10, console=console(True)):
-            assert handler.stream is sys.stderr is not before
-            raise RuntimeError
-        assert handler.stream is sys.stderr is before
+    def test_log_lines_go_above_the_bars_once_and_back_after_an_error(self, capsys):
+        own, before = logging.getLogger("glipv2_jax"), sys.stderr
+        kept = own.handlers, own.level, own.propagate
+        try:
+            set_up_logging()
+            set_up_logging()                                           # a second command in one process
+            out = console(True)
+            with pytest.raises(RuntimeError), Progress("train", total=10, console=out):
+                assert sys.stderr is not before
+                own.warning("something odd")
+                raise RuntimeError
+            assert sys.stderr is before and out.file.getvalue().count("something odd") == 1
+            own.warning("afterwards")
+            assert capsys.readouterr().err.count("afterwards") == 1
+        finally:
+            own.handlers, own.level, own.propagate = kept
 
 
 @pytest.mark.parametrize("seconds, text", [

@@ -104,6 +104,17 @@ def test_repair_drops_what_cannot_be_used(file):
     assert record["boxes"].tolist() == [[1, 1, 8, 8]] and record["spans"] == [[(2, 5)]]
 
 
+@pytest.mark.parametrize("image_id", [-5, 2**31, "7", 1.5, True])
+def test_ids_that_would_be_lost_on_the_way_are_refused(file, image_id):
+    with pytest.raises(ValueError, match=r"line 1: found image id .*, expected a whole number from 0 to 2147483647"):
+        read(file(grounding() | {"image_id": image_id}))[0]
+
+
+def test_captions_without_boxes_are_replaced_in_training(file):
+    assert read(file(grounding())).replace_empty
+    assert not read(file(detection({"bbox": [1, 2, 9, 9], "label": 0, "category": "cat"}))).replace_empty
+
+
 def test_mixed_files_and_other_image_sizes_are_refused(file, tmp_path):
     source = read(file(grounding(), detection()))
     with pytest.raises(ValueError, match="line 2: found no 'grounding'"):

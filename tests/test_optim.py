@@ -108,6 +108,11 @@ def test_frozen_parameters_have_no_moments_and_do_not_move():
     assert not updates["text_encoder"]["kernel"].any() and updates["fpn"]["kernel"].all()
 
 
+def test_a_frozen_part_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="'backbone/' matches the start of no parameter's path, expected one like 'fpn/w'"):
+        make_optimizer(settings(), 100, freeze=("fpn/", "backbone/")).init({"fpn": {"w": np.zeros(2)}})
+
+
 def test_unknown_schedule_is_refused():
     with pytest.raises(ValueError, match="found 'linear', expected 'multistep' or 'cosine'"):
         learning_rate(0, 1.0, settings(schedule="linear"), 10)

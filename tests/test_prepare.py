@@ -1,4 +1,5 @@
 """`glipv2 prepare` and the source that reads what it writes: equal records, equal bytes, resume, damage, bad records."""
+import concurrent.futures
 import itertools
 import json
 
@@ -141,6 +142,25 @@ def test_a_folder_of_other_data_is_refused(tmp_path, capsys):
         command.run(spec, tmp_path / "half", shards=2)
     with pytest.raises(ValueError, match="found 11, expected 1 to 10"):
         command.run(spec, tmp_path / "none", shards=11)
+
+
+def test_a_changed_annotation_of_a_folder_is_other_data(tmp_path):
+    (tmp_path / "Annotations").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "Annotations" / f"{name}.xml").write_text("<annotation/>")
+    name, paths = command._source_files({"kind": "voc", "folder": str(tmp_path)}, "")[0]
+    assert name == f"{tmp_path}/Annotations/**/*.xml" and len(paths) == 2
+    before = command._stamp(paths)
+    (tmp_path / "Annotations" / "b.xml").write_text("<annotated/> ")
+    assert command._stamp(paths)[0] == before[0] and command._stamp(paths) != before
+
+
+def test_two_parts_that_finish_together_write_one_card(tmp_path, capsys):
+    spec, out = SCENES | {"task": "detection"}, tmp_path / "out"
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda part: command.run(spec, out, shards=4, part=(part, 2)), range(2)))
+    assert records.verify(out) == 4
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
 
 
 def test_bad_records_are_left_out_by_name_within_the_budget(tmp_path, coco):

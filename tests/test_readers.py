@@ -96,7 +96,7 @@ def test_pairs_without_a_usable_box_are_dropped_as_the_reference_drops_them(grou
 @pytest.mark.parametrize("images, annotations, message", [
     ([pair(), pair()], [box()], "image 1: another image has the same id"),
     ([pair(caption=" ")], [box()], "image 1: found an empty caption"),
-    ([pair(-1)], [], "expected an id from 0"),
+    ([pair(-1)], [], "found image id -1, expected a whole number from 0"),
     ([{"id": 1}], [], "image 1: 'file_name': found nothing, expected str"),
     ([pair()], [box(image_id=9)], r"annotations\[0\]: found image_id 9"),
     ([pair()], [box(spans=[(0, 99)])], r"annotations\[0\] of image 1: found span \[0, 99\]"),

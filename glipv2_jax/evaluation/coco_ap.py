@@ -9,6 +9,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from input_pipeline import image_ops
 from input_pipeline.masks import encode_mask
 
 # Where COCOeval.stats keeps each number.
@@ -72,11 +73,12 @@ def ground_truth_from_source(source, indices=None):
     images, annotations = {}, []
     for index in range(len(source)) if indices is None else indices:
         record = source[index]
-        image = record["image"]() if callable(record["image"]) else record["image"]
+        height, width = (source.image_size(index) if hasattr(source, "image_size")
+                         else image_ops.pixels_of(record).shape[:2])
         image_id = int(record["image_id"])
         if image_id in images:
             raise ValueError(f"source {source.name!r}: image id {image_id} at index {index} was seen before")
-        images[image_id] = {"id": image_id, "height": image.shape[0], "width": image.shape[1]}
+        images[image_id] = {"id": image_id, "height": height, "width": width}
         annotations += _annotations(record, image_id, source, first_id=len(annotations) + 1)
     return {"images": list(images.values()), "annotations": annotations, "categories": categories}
 

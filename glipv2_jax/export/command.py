@@ -57,6 +57,12 @@ def _checked(args, detector):
         raise ValueError(f"--tokens: found {max_tokens}, expected 4 to {detector.max_tokens}")
     if pathlib.Path(args.output).suffix == ".py":
         raise ValueError(f"--output: found {args.output}; the runner beside it takes that name")
+    written = [pathlib.Path(args.output)]
+    if args.format == "jax":
+        written.append(written[0].with_suffix(".py"))
+    for path in written:
+        if path.exists():
+            raise ValueError(f"{path}: is there already, expected a new file; name another --output or move it away")
     return canvas, max_tokens
 
 

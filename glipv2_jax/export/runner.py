@@ -12,6 +12,21 @@ import numpy as np
 from PIL import Image, ImageOps
 from tokenizers import BertWordPieceTokenizer
 
+
+def shown_size(width, height, short_side, max_size, canvas):
+    """Width and height at which the model was trained to see an image: fractions are cut, as in GLIP."""
+    short, long = sorted((width, height))
+    if long / short * short_side > max_size:
+        short_side = max(1, round(max_size * short / long))
+    if short != short_side:
+        width, height = ((short_side, int(short_side * height / width)) if width < height
+                         else (int(short_side * width / height), short_side))
+    if height > canvas[0] or width > canvas[1]:
+        factor = min(canvas[0] / height, canvas[1] / width)
+        width, height = (max(1, min(limit, int(side * factor))) for side, limit in ((width, canvas[1]), (height, canvas[0])))
+    return width, height
+
+
 model, photo, text = sys.argv[1:]
 with zipfile.ZipFile(model) as files:
     about = json.loads(files.read("about.json"))
@@ -21,9 +36,9 @@ with zipfile.ZipFile(model) as files:
 
 image = ImageOps.exif_transpose(Image.open(photo)).convert("RGB")
 canvas = np.zeros((1, *about["canvas"], 3), np.uint8)
-scale = min(about["short_side"] / min(image.size), about["max_size"] / max(image.size),
-            canvas.shape[1] / image.height, canvas.shape[2] / image.width)
-small = np.asarray(image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR))
+shown = shown_size(*image.size, about["short_side"], about["max_size"], about["canvas"])
+scale = np.array([shown[0] / image.width, shown[1] / image.height] * 2)
+small = np.asarray(image.resize(shown, Image.Resampling.BILINEAR))
 canvas[0, :small.shape[0], :small.shape[1]] = small
 
 names = [name.strip() for name in text.split(".") if name.strip()]

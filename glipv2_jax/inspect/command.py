@@ -4,6 +4,7 @@ import json
 import pathlib
 import sys
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -22,6 +23,7 @@ _USAGE = """glipv2 inspect DATA [--images=FOLDER] …          a COCO, grounding
 def main(argv=None):
     """Entry point. Exits with 1 if anything is bad, and with a message for arguments that cannot work."""
     args, config, options = _arguments(argv)
+    jax.config.update("jax_platforms", "cpu")                  # an accelerator beside this is left to others
     from glipv2_jax.main import set_up_logging
     set_up_logging()
     try:

@@ -1,11 +1,13 @@
 """`glipv2 prepare`: any data as sharded, randomly accessible records, checked while they are written."""
 import argparse
+import fcntl
 import json
 import os
 import pathlib
 import shutil
 import sys
 
+import jax
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -24,6 +26,7 @@ _USAGE = """glipv2 prepare DATA [--images=FOLDER] --output=DIR --shards=N …   
 def main(argv=None):
     """Entry point. Exits with a message for data that cannot be prepared; what was finished stays."""
     args, spec = _arguments(argv)
+    jax.config.update("jax_platforms", "cpu")                  # an accelerator beside this is left to others
     from glipv2_jax.main import set_up_logging
     set_up_logging()
     try:
@@ -53,7 +56,7 @@ def run(spec, output, *, shards, workers=None, part=(0, 1), max_bad=0, licence=N
     output = pathlib.Path(output)
     files = _source_files(spec, root)
     # Cheap to tell again at every start, unlike the hashes that the card keeps.
-    key = {"source": spec, "files": [[name, os.stat(path).st_size] for name, path in files], "shards": shards,
+    key = {"source": spec, "files": [[name, *_stamp(paths)] for name, paths in files], "shards": shards,
            "layout": records.LAYOUT}
     key = json.loads(json.dumps(key))
     if (output / records.CARD).exists():
@@ -66,12 +69,17 @@ def run(spec, output, *, shards, workers=None, part=(0, 1), max_bad=0, licence=N
     source = make_source(spec, root)
     work = Shards(source, output, count=shards, key=key, max_bad=max_bad)
     work.write(range(part[0], shards, part[1]), workers or os.cpu_count() or 1)
-    missing = work.missing()
-    if missing:
-        print(f"{output}: {shards - len(missing)} of {shards} shards are finished; the part that finishes the last one "
-              "writes the card")
-        return
-    card = _finish(work, source, spec, files, key, licence)
+    with (output / ".lock").open("w") as lock:                 # parts may finish at the same moment; one writes the card
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (output / records.CARD).exists():
+            print(f"{output}: all {shards} shards are finished, another part has written the card")
+            return
+        missing = work.missing()
+        if missing:
+            print(f"{output}: {shards - len(missing)} of {shards} shards are finished; the part that finishes the last one "
+                  "writes the card")
+            return
+        card = _finish(work, source, spec, files, key, licence)
     numbers = ", ".join(f"{card[name]:,} {name}" for name in ("records", "images", "boxes", "phrases") if card[name])
     print(f"{output}: {numbers}, in {shards} shard{'s' * (shards > 1)} of {sum(s['bytes'] for s in card['shards']):,} bytes"
           + (f"; {card['skipped']:,} bad records left out, see {SKIPPED}" if card["skipped"] else ""))
@@ -105,29 +113,42 @@ def _finish(work, source, spec, files, key, licence):
         "records": sum(shard["records"] for shard in told),
         "images": len(np.unique(np.concatenate([found["images"] for found in arrays]))),
         **counts, "skipped": len(skipped), "class_boxes": classes, "source": spec,
-        "files": [{"file": name, "bytes": os.stat(path).st_size, "sha256": records.sha256(path)} for name, path in files],
+        "files": [{"file": name, "bytes": _stamp(paths)[0], "sha256": records.sha256(*paths)} for name, paths in files],
         "shards": [{name: shard[name] for name in ("file", "records", "bytes", "sha256")} for shard in told], "key": key}
     write_whole(work.folder / records.CARD, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
     shutil.rmtree(work.folder / WORK)
+    (work.folder / ".lock").unlink()
     return card
 
 
 def _source_files(spec, root):
-    """[(name in the description, path)] of the annotation files that a source names, those of a .yaml among them."""
+    """[(name, paths)] of the annotation files that a source names: those of a .yaml too, a folder's under one name."""
     found = []
     for name in (spec[key] for key in PATHS if spec.get(key)):
         path = pathlib.Path(root, name)
         if path.is_file():
-            found.append((name, path))
+            found.append((name, [path]))
             if path.suffix in (".yaml", ".yml"):
                 from input_pipeline.tsv import read_yaml
-                found += [(part.name, part) for part in read_yaml(path).values() if part.is_file()]
+                found += [(part.name, [part]) for part in read_yaml(path).values() if part.is_file()]
+    if spec.get("folder"):
+        folder = pathlib.Path(root, spec["folder"])
+        for part in ("*.json", "Annotations/**/*.xml", "ImageSets/**/*.txt"):
+            paths = sorted(folder.glob(part))
+            if paths:
+                found.append((f"{spec['folder']}/{part}", paths))
     return found
+
+
+def _stamp(paths):
+    """(bytes of all, time of the last change in ns): other data is told from these without reading it."""
+    stats = [path.stat() for path in paths]
+    return sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
 
 
 def _stated_licence(files):
     """What a COCO file says under "licenses", else None."""
-    for _, path in files:
+    for path in (path for _, paths in files for path in paths):
         if path.suffix == ".json":
             content = data_arguments.load_json(path)
             stated = content.get("licenses") if isinstance(content, dict) else None

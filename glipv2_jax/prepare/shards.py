@@ -3,15 +3,18 @@ import collections
 import concurrent.futures
 import hashlib
 import json
+import logging
+import os
 import pathlib
 import threading
 
 import numpy as np
-from absl import logging
 
 from glipv2_jax.files import write_whole
 from glipv2_jax.metrics import Progress
 from input_pipeline import records
+
+log = logging.getLogger(__name__)
 
 WORK = ".unfinished"                 # folder of what finished shards say, until the card holds it
 SKIPPED = "skipped.jsonl"
@@ -30,7 +33,7 @@ class Shards:
       folder: where they go; made when missing.
       count: S.
       key: what tells this data from other data: a folder with shards of another key is refused.
-      max_bad: records that may fail to be read; they are left out and listed in `skipped.jsonl`.
+      max_bad: records that may fail to be read on this machine; they are left out and listed in `skipped.jsonl`.
     Raises: ValueError for more shards than records, or a folder that holds something else.
     """
 
@@ -46,7 +49,8 @@ class Shards:
         if stamp.exists() and json.loads(stamp.read_text()) != key:
             raise ValueError(f"{folder}: found an unfinished preparation of other data or with other options: "
                              f"{stamp.read_text()}; expected {json.dumps(key)}; delete the folder to start anew")
-        write_whole(stamp, json.dumps(key))
+        if not stamp.exists():
+            write_whole(stamp, json.dumps(key))
 
     def file(self, shard: int) -> pathlib.Path:
         """Path of a shard."""
@@ -101,7 +105,7 @@ class Shards:
         file, counts = self.file(shard), collections.Counter()
         classes = np.zeros(len(self.source.class_names), np.int64)
         sizes, images, skipped = [], [], []
-        partial = file.with_name(f".{file.name}.partial")
+        partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
         writer = ArrayRecordWriter(str(partial), _OPTIONS)
         try:
             for index in self._range(shard):
@@ -135,7 +139,7 @@ class Shards:
             if self._bad > self._max_bad:
                 raise ValueError(f"record {index}: {error}\n{self._bad} bad records, expected at most {self._max_bad} "
                                  "(--max_bad); `glipv2 inspect` lists all of them") from error
-        logging.warning("record %d left out: %s", index, error)
+        log.warning("record %d left out: %s", index, error)
         return {"record": index, "error": f"{type(error).__name__}: {error}"}
 
 
