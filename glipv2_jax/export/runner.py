@@ -54,4 +54,5 @@ for place, (begin, end) in enumerate(encoding.offsets):
 found = forward.call(params, canvas, np.array([small.shape[:2]], np.int32), tokens[0], tokens[1] > 0, words)
 for box, score, label, real in zip(*(np.asarray(found[key][0]) for key in ("boxes", "scores", "labels", "mask"))):
     if real and score > 0.5:
-        print(f"{names[label]} {score:.2f}", (box / scale).round(1).tolist())
+        box = (box / scale).clip(0, [image.width - 1, image.height - 1] * 2)
+        print(f"{names[label]} {score:.2f}", box.round(1).tolist())
