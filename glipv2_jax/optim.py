@@ -114,7 +114,7 @@ def make_optimizer(config, num_steps, freeze=()):
 
 def default_freeze(model_config):
     """Patterns of what the reference never trains: its unused classifier, and the backbone's frozen stages."""
-    patterns = [r"localization/class_logits/"]
+    patterns = [r"localization/class_logits/"] if model_config.num_class_logits else []
     stages = model_config.image_encoder.frozen_stages
     if stages >= 0:
         patterns.append(r"image_encoder/patch_embed/")
