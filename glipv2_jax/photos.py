@@ -6,6 +6,7 @@ import pathlib
 import sys
 import time
 
+from glipv2_jax.files import write_whole
 from glipv2_jax.metrics import Progress
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -117,7 +118,7 @@ def _run(args, photos, find):
                 found = found if args.overlaps else found.without_overlaps()
                 found.draw().save(output / f"{name}.jpg", quality=92)
                 record = found.to_odvg(getattr(photo, "name", f"{name}.jpg"))
-                (output / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+                write_whole(output / f"{name}.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
                 print(f"{output / name}.jpg: {_said(found)}")
             first = first or time.perf_counter() - started
             progress.advance(1)

@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from glipv2_jax import sharding
 from glipv2_jax.checkpoint import Checkpoints, load_params, read_about
 from glipv2_jax.evaluate import evaluate
+from glipv2_jax.files import write_whole
 from glipv2_jax.metrics import Progress, Waiting, Writer
 from glipv2_jax.models.config import model_config
 from glipv2_jax.models.glipv2 import GLIPv2
@@ -113,7 +114,7 @@ def train_and_evaluate(config, workdir):
         count = sum(x.size for x in jax.tree.leaves(state.params))
         log.info("%s: %.1f M parameters, mesh %s, from step %d of %d, %d training images", config.model.variant,
                      count / 1e6, dict(mesh.shape), start_step, t.num_steps, sum(map(len, sources)))
-        (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+        write_whole(workdir / "config.json", config.to_json_best_effort(indent=2) + "\n")
         # With its words beside it a checkpoint is all that prediction needs.
         shutil.copyfile(tokenizer.vocabulary, workdir / "vocab.txt")
 

@@ -23,10 +23,13 @@ class CocoCaptions:
     def __init__(self, json_path: str | os.PathLike, image_folder: str | os.PathLike, *, name: str | None = None):
         content = load_lists(json_path, ("images", "annotations"))
         self.name, self._folder = name or pathlib.Path(json_path).stem, pathlib.Path(image_folder)
-        problems, self._files, self._ids, self._captions = Problems(), {}, [], []
+        problems, self._files, self._sizes, self._ids, self._captions = Problems(), {}, {}, [], []
         for n, image in enumerate(content["images"]):
             with problems:
-                self._files[field(image, "id", int, f"images[{n}]")] = field(image, "file_name", str, f"images[{n}]")
+                image_id = field(image, "id", int, f"images[{n}]")
+                self._files[image_id] = field(image, "file_name", str, f"images[{n}]")
+                if type(image.get("height")) is int and type(image.get("width")) is int:
+                    self._sizes[image_id] = image["height"], image["width"]
         for n, annotation in enumerate(content["annotations"]):
             with problems:
                 where = f"annotations[{n}]"
@@ -44,6 +47,11 @@ class CocoCaptions:
 
     def __len__(self) -> int:
         return len(self._ids)
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """(height, width) as the file states, else from the image's header."""
+        image_id = self._ids[index]
+        return self._sizes.get(image_id) or image_ops.header_size(self._folder / self._files[image_id])
 
     def caption(self, index: int) -> str:
         """The caption alone."""
@@ -110,6 +118,10 @@ class Vqa:
 
     def __len__(self) -> int:
         return len(self._questions)
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """(height, width) from the image's header."""
+        return image_ops.header_size(self._file(self._questions[index][1]))
 
     def caption(self, index: int) -> str:
         """The question alone."""

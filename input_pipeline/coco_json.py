@@ -2,7 +2,7 @@
 
 The file is checked as a whole when it is opened, and everything wrong is listed by name: a run should not die
 in its third hour of a typing error that the first second could see. What only decoding can show (a truncated
-image, a size other than the file says) comes up when the record is read, or from `check()`.
+image, a size other than the file says) comes up when the record is read; `glipv2 inspect` reads all.
 """
 import math
 import os
@@ -154,20 +154,6 @@ class CocoJson:
     def image_bytes(self, index: int) -> bytes:
         """The image file as it is."""
         return image_ops.read_file(self.image_folder / self.file_name(index))
-
-    def check(self) -> int:
-        """Reads everything once. Returns the number of images; raises ValueError listing what cannot be
-        read."""
-        problems = []
-        for index in range(len(self)):
-            try:
-                self._read_image(index)
-                if self._segmentations is not None:
-                    self._read_masks(index)
-            except ValueError as error:
-                problems.append(str(error))
-        refuse(self.json_path, problems)
-        return len(self)
 
     def _read_image(self, index):
         image = self._images[index]

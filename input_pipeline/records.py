@@ -169,7 +169,7 @@ class Records:
         return tuple(map(int, self.image_sizes[index]))
 
     def caption(self, index: int) -> str:
-        """The caption of a record, without its image."""
+        """The caption of a record, without decoding its image."""
         return self._read(index)["caption"].decode()
 
     def file_name(self, index: int) -> str:
@@ -189,8 +189,12 @@ class Records:
         try:
             return self._records[int(index)]
         except Exception as error:                             # the reader's own kinds for what is damaged
-            raise ValueError(f"{self._folder}, record {index}: cannot be read: {error}; `glipv2 prepare --verify` says "
-                             "which shard is damaged") from error
+            ends = np.cumsum([shard["records"] for shard in self.card["shards"]])
+            shard = int(np.searchsorted(ends, index, side="right"))
+            place = index - int(ends[shard]) + self.card["shards"][shard]["records"]
+            raise ValueError(f"{self._folder}, record {index}: cannot read record {place} of "
+                             f"{self.card['shards'][shard]['file']}: {error}; `glipv2 prepare --verify` finds all damage"
+                             ) from error
 
 
 def read_card(folder) -> dict:

@@ -67,17 +67,3 @@ def batch_spec(batch_size, canvas, max_tokens, max_boxes):
         "scale": ((b, 2), np.float32),               # canvas pixels = scale (y, x) × original pixels (of the
                                                      # part that is seen, where augmentation crops)
     }
-
-
-def check_batch(batch, canvas, max_tokens, max_boxes):
-    """Raises ValueError naming the key, what was found and what was expected."""
-    if "image" not in batch:
-        raise ValueError("batch: key 'image' is missing")
-    spec = batch_spec(len(batch["image"]), canvas, max_tokens, max_boxes)
-    missing, extra = sorted(set(spec) - set(batch)), sorted(set(batch) - set(spec) - {"masks"})
-    if missing or extra:
-        raise ValueError(f"batch: missing keys {missing}, unknown keys {extra}")
-    for key, (shape, dtype) in spec.items():
-        found = (tuple(batch[key].shape), np.dtype(batch[key].dtype))
-        if found != (shape, np.dtype(dtype)):
-            raise ValueError(f"batch[{key!r}]: found shape {found[0]} {found[1]}, expected {shape} {np.dtype(dtype)}")

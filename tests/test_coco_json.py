@@ -53,7 +53,6 @@ def test_records(folder):
     assert "masks" not in second
     assert second["image"]().shape == (30, 40, 3)
     assert source.image_size(0) == (30, 40)
-    assert source.check() == 2
 
 
 def test_nothing_is_decoded_before_it_is_needed(folder):
@@ -62,8 +61,6 @@ def test_nothing_is_decoded_before_it_is_needed(folder):
     record = source[0]
     with pytest.raises(ValueError, match="a.png: cannot read the image"):
         record["image"]()
-    with pytest.raises(ValueError, match="(?s)problems: 1.*a.png: cannot read the image"):
-        source.check()
 
 
 def test_better_names(folder):
@@ -249,5 +246,3 @@ def test_bad_masks_are_named(folder, segmentation, message):
     source = opened(folder, content(annotations=[box(8, 10, segmentation=segmentation)]), with_masks=True)
     with pytest.raises(ValueError, match="annotation 8 of image 10: cannot read its segm.*" + message):
         source[0]
-    with pytest.raises(ValueError, match="problems: 1"):
-        source.check()

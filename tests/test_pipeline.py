@@ -10,7 +10,7 @@ import pytest
 
 from input_pipeline import BadRecords, eval_batches, prompts, train_batches
 from input_pipeline.pipeline import train_reader
-from input_pipeline.schema import MLM_NEVER, MLM_SCORED, NO_CLASS, check_batch
+from input_pipeline.schema import MLM_NEVER, MLM_SCORED, NO_CLASS, batch_spec
 from input_pipeline.sources import ClassTable, mixture_weights
 from input_pipeline.tokenizer import Tokenizer
 
@@ -104,6 +104,20 @@ def assert_equal(one, other):
     assert one.keys() == other.keys()
     for key in one:
         np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+
+
+def check_batch(batch, canvas, max_tokens, max_boxes):
+    """The contract of `schema.py`."""
+    if "image" not in batch:
+        raise ValueError("batch: key 'image' is missing")
+    spec = batch_spec(len(batch["image"]), canvas, max_tokens, max_boxes)
+    missing, extra = sorted(set(spec) - set(batch)), sorted(set(batch) - set(spec) - {"masks"})
+    if missing or extra:
+        raise ValueError(f"batch: missing keys {missing}, unknown keys {extra}")
+    for key, (shape, dtype) in spec.items():
+        found = (tuple(batch[key].shape), np.dtype(batch[key].dtype))
+        if found != (shape, np.dtype(dtype)):
+            raise ValueError(f"batch[{key!r}]: found shape {found[0]} {found[1]}, expected {shape} {np.dtype(dtype)}")
 
 
 def test_batches_keep_the_contract(train, evaluate):

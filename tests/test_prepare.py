@@ -195,7 +195,7 @@ def test_damage_is_named(tmp_path):
     place = whole.index(source.image_bytes(4)) + 50
     shard.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1:])
     damaged = make_source({"kind": "records", "folder": str(out)})
-    with pytest.raises(ValueError, match="out, record 4: cannot be read"):
+    with pytest.raises(ValueError, match="out, record 4: cannot read record 1 of glipv2-records.array_record-00001-of-00003"):
         damaged[4]
     with pytest.raises(ValueError, match=rf"damaged shards: 1 of 3\n  {shard.name}: found sha256"):
         records.verify(out)

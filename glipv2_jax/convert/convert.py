@@ -8,7 +8,6 @@ Everything is checked by name and shape before a weight is read, and every weigh
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import importlib
 import json
 import pathlib
@@ -22,11 +21,13 @@ from glipv2_jax.checkpoint import Checkpoints, load_params, read_about
 from glipv2_jax.convert import names
 from glipv2_jax.convert.sources import FRESH, KINDS, explain_unused, open_weights, read_source
 from glipv2_jax.convert.torch_file import TorchFile, write_torch
+from glipv2_jax.files import write_whole
 from glipv2_jax.metrics import Progress
 from glipv2_jax.models.config import config_from_dict, model_config
 from glipv2_jax.models.describe import parameter_shapes
 from glipv2_jax.models.glipv2 import GLIPv2
 from glipv2_jax.train_state import TrainState
+from input_pipeline.records import sha256
 from input_pipeline.tokenizer import VOCABULARY, Tokenizer
 
 FORMATS = ("torch", "safetensors")
@@ -108,7 +109,7 @@ def convert(files, variant, output, *, overrides=None, vocabulary=None, ema=Fals
     if config.text_encoder.kind == "bert":
         shutil.copyfile(vocabulary or VOCABULARY, output / "vocab.txt")
     for name, content in (("config.json", run), ("manifest.json", conversion.manifest(variant, overrides))):
-        (output / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        write_whole(output / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return conversion
 
 
@@ -202,7 +203,7 @@ def _match(sources, expected, config, seed):
     about = [{"file": source.file.path.name, "kind": KINDS[source.kind],
               "bytes": source.file.path.stat().st_size,
               "format": "torch" if isinstance(source.file, TorchFile) else "safetensors",
-              "sha256": _sha256(source.file.path)} for source in sources]
+              "sha256": sha256(source.file.path)} for source in sources]
     return places, Conversion(
         about, filled, expected, sorted(set(expected) - set(filled)), buffers,
         {key: why for source in sources for key, why in source.unused.items()},
@@ -257,11 +258,6 @@ def _fresh_parameters(config, paths, seed):
         params = names.flattened(GLIPv2(config).init(key, *one)["params"])
         return {path: params[path] for path in paths}
     return jax.device_get(make(jax.random.key(seed)))
-
-
-def _sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _with_prefix(state):

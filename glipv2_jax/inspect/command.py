@@ -10,6 +10,7 @@ from ml_collections import config_flags
 
 from configs import common
 from glipv2_jax import data_arguments
+from glipv2_jax.files import write_whole
 from glipv2_jax.inspect import leaks, records, sheet, summary
 from input_pipeline.annotations import collecting
 from input_pipeline.registry import KINDS, eval_specs, make_source, train_options, train_specs
@@ -64,8 +65,8 @@ def run(args, config, options):
     output.mkdir(parents=True, exist_ok=True)
     problems = sum(len(findings.problems) for findings in found) + sum(len(leak["problems"]) for leak in shared)
     report = {"problems": problems, "sources": [summary.report(findings) for findings in found], "overlap": shared}
-    (output / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (output / "sheet.html").write_text(sheet.page(found, shared, examples, why_not), encoding="utf-8")
+    write_whole(output / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write_whole(output / "sheet.html", sheet.page(found, shared, examples, why_not))
     summary.print_summary(found, shared)
     verdict = f"{problems:,} problem{'s' * (problems > 1)}" if problems else "Nothing bad found"
     print(f"\n{verdict}. Everything: {output / 'report.json'}, "
