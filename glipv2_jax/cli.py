@@ -7,6 +7,11 @@ def _train():
     main.run()
 
 
+def _evaluate():
+    sys.argv.append("--mode=evaluate")
+    _train()
+
+
 def _models():
     from glipv2_jax.models.describe import print_table
     print_table()
@@ -53,7 +58,8 @@ COMMANDS = {
     "demo": (_demo, "a page on this computer: a photograph, words, boxes"),
     "inspect": (_inspect, "a data set checked, counted and drawn as training sees it: DATA --images=… | --config=…"),
     "prepare": (_prepare, "a data set as sharded records for large runs: DATA --images=… --output=… --shards=…"),
-    "train": (_train, "train, resume or evaluate a config: --config=… --workdir=… [--mode=evaluate]"),
+    "train": (_train, "train or resume a config, and score it: --config=… --workdir=…"),
+    "evaluate": (_evaluate, "only score the latest checkpoint: --config=… --workdir=…"),
     "convert": (_convert, "GLIP, BERT or Swin weights into a checkpoint, and back: FILE… --model= --output="),
     "export": (_export, "a checkpoint as one file for other programs: --output= [--format=jax|onnx]"),
     "models": (_models, "the named models with their parameter counts"),

@@ -59,5 +59,7 @@ def test_command_line():
     assert "models" in run("--help").stdout
     wrong = run("detekt")
     assert wrong.returncode and "unknown command 'detekt', expected one of detect, ground" in wrong.stderr
+    for command in ("train", "evaluate"):
+        assert "--config" in run(command, "--workdir=nowhere").stderr
     table = run("models")
     assert "231.8" in table.stdout, table.stdout + table.stderr
