@@ -91,6 +91,15 @@ def get_config():
     config.eval.nms_threshold = 0.6
     config.eval.max_detections = 100         # of an image and prompt
     config.eval.aggregation = "mean"         # of a class's word probabilities: mean, max or power
+    # Wordings of every class name whose scores are averaged: texts with {name} or {synonym}, perhaps {definition}; what a
+    # source does not tell of a class leaves its name. () is ("{name}",).
+    config.eval.wordings = ()
+    # Test-time augmentation: (short side, longest side, mirrored, least and largest side of a box in pixels of the view) of
+    # each pass; () is one pass at short_side. `evaluation/augmented_views.py` has the released ones.
+    config.eval.views = ()
+    config.eval.merge = "none"               # of the views' boxes: none (suppression), vote, soft-vote or soft-nms
+    config.eval.merge_threshold = 0.6
+    config.eval.records_per_part = 256       # what a stopped evaluation repeats, at most
     config.eval.ema = False                  # score the averaged parameters
     config.eval.num_pictures = 12            # of each source, on the sheet
     return config

@@ -1,6 +1,8 @@
 """Prediction: `Detector` for people with pictures and words, and the compiled forward pass below it."""
 import collections
+import copy
 import functools
+import hashlib
 import logging
 import pathlib
 import re
@@ -11,7 +13,7 @@ import numpy as np
 
 from glipv2_jax import sharding
 from glipv2_jax.checkpoint import load_params, read_about
-from glipv2_jax.detection.anchors import anchors, level_shapes, level_sizes
+from glipv2_jax.detection.anchors import STRIDES, anchors, level_shapes, level_sizes
 from glipv2_jax.detection.boxes import iou_matrix
 from glipv2_jax.detection.postprocess import postprocess
 from glipv2_jax.detections import Detections
@@ -44,6 +46,20 @@ def decode(settings, raw, token_to_label, image_size, canvas):
                        aggregation=settings.aggregation)
 
 
+def averaged(raw):
+    """Outputs for several wordings of one prompt as one: boxes and centerness are averaged, words stand side by side.
+
+    Args:
+      raw: list of (alignment logits [B, A, T], box deltas [B, A, 4], centerness [B, A]).
+    Returns: the same with as many words as all together; a class whose shares of words sum to the same in every wording
+      gets the mean of its scores.
+    """
+    if len(raw) == 1:
+        return raw[0]
+    alignment, deltas, centerness = zip(*raw)
+    return jnp.concatenate(alignment, axis=-1), sum(deltas) / len(raw), sum(centerness) / len(raw)
+
+
 class Predictor:
     """The compiled forward pass, in pieces so that an image is encoded once for all its prompts.
 
@@ -71,9 +87,11 @@ class Predictor:
         self._encode_image, self._encode_text = apply("encode_image"), apply("encode_text")
         self._predict, self._embed = jax.jit(predict), jax.jit(embed)
         # Replicated results: every process can read all of them.
-        self._decode = jax.jit(functools.partial(decode, settings), static_argnames=("canvas",),
-                               out_shardings=sharding.replicated(mesh))
-        self._gather = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(mesh))
+        self._replicated = sharding.replicated(mesh)
+        self._decode, self._candidates = (
+            jax.jit(functools.partial(decode, chosen), static_argnames=("canvas",), out_shardings=self._replicated)
+            for chosen in (settings, _without_suppression(settings)))
+        self._gather = jax.jit(lambda tree: tree, out_shardings=self._replicated)
 
     def encode_text(self, token_ids, token_mask):
         """[B, T] ids and mask → [B, T, D] words; B may be 1 for a prompt that all images share."""
@@ -92,13 +110,24 @@ class Predictor:
         return jax.device_get(self._decode(raw, token_to_label, batch["image_size"],
                                            canvas=batch["image"].shape[1:3]))
 
-    def detect(self, levels, words, token_mask, token_to_label, batch):
-        """`predict` and `decode` in one."""
-        return self.decode(self.predict(levels, words, token_mask), token_to_label, batch)
+    def candidates(self, raw, token_to_label, batch):
+        """As `decode`, but all that reaches the suppression of overlaps: what several views of an image are merged from."""
+        return jax.device_get(self._candidates(raw, token_to_label, batch["image_size"],
+                                               canvas=batch["image"].shape[1:3]))
 
     def embed(self, levels, words):
         """Un-fused features → unit vectors: (regions [B, A, E], words [B, T, E])."""
         return self._embed(self.params, levels, words)
+
+    def fingerprint(self):
+        """16 hexadecimal digits that tell these parameters from others: a hash of sums over all bits of each array, whatever
+        the devices that hold it."""
+        def mixed(leaf):
+            bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32).reshape(-1)
+            return (bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1)).sum(dtype=jnp.uint32)
+        sums = jax.device_get(jax.jit(lambda tree: jax.tree.map(mixed, tree), out_shardings=self._replicated)(self.params))
+        leaves = [(jax.tree_util.keystr(path), int(value)) for path, value in jax.tree_util.tree_leaves_with_path(sums)]
+        return hashlib.sha256(repr(leaves).encode()).hexdigest()[:16]
 
     def gather(self, tree):
         """Arrays of a global batch as numpy, on every process."""
@@ -357,13 +386,17 @@ class Detector:
         raw = [self._predictor.predict(levels, self._words(caption, encoding), encoding.mask[None])
                for caption, encoding, _, _ in orders]
         token_to_label = np.concatenate([tokens for _, _, tokens, _ in orders], axis=1)
-        if len(raw) > 1:
-            # A class has as many words in every order, so the mean over all of them is the mean over orders.
-            alignment, deltas, centerness = zip(*raw)
-            raw = [(jnp.concatenate(alignment, axis=-1), sum(deltas) / len(raw), sum(centerness) / len(raw))]
-        found = self._predictor.decode(raw[0], token_to_label, batch)
+        # A class has as many words in every order.
+        found = self._predictor.decode(averaged(raw), token_to_label, batch)
         classes = orders[0][3]
         return found | {"labels": classes[found["labels"].clip(0)]}
+
+
+def _without_suppression(settings):
+    """The settings with which `decode` returns every candidate: no pair of boxes overlaps by more than 1."""
+    settings = copy.deepcopy(settings)
+    settings.nms_threshold, settings.max_detections = 1.0, len(STRIDES) * settings.pre_nms_top_n
+    return settings
 
 
 def _batches(indices, size):

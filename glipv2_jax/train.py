@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from glipv2_jax import sharding
 from glipv2_jax.checkpoint import Checkpoints, load_params, read_about
-from glipv2_jax.evaluate import evaluate
+from glipv2_jax.evaluate import EvalSource, evaluate
 from glipv2_jax.files import write_whole
 from glipv2_jax.metrics import Progress, Waiting, Writer
 from glipv2_jax.models.config import model_config
@@ -54,8 +54,8 @@ def abstract_params(mesh, model, config):
 
 
 def make_eval_sources(data):
-    """List of (name, source) that a run is scored on."""
-    return [(spec["name"], make_source(spec, data.root)) for spec in eval_specs(data)]
+    """List of EvalSource that a run is scored on."""
+    return [EvalSource(spec["name"], make_source(spec, data.root), spec.get("protocol")) for spec in eval_specs(data)]
 
 
 def train_and_evaluate(config, workdir):

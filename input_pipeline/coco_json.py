@@ -86,6 +86,7 @@ class CocoJson:
         names = [category["name"] for category in categories.values()]
         self.phrases = _phrases(names, class_names or {}, self.json_path)
         self.class_names = tuple(p.name if isinstance(p, Phrase) else p for p in self.phrases)
+        self.class_about = tuple(map(_about, categories.values()))
         class_of = {category_id: index for index, category_id in enumerate(self.category_ids)}
         of_image = {image_id: [] for image_id in sorted(images)}
         # Annotations of what is itself at fault are not at fault.
@@ -247,6 +248,13 @@ def _phrases(names, better, path):
             raise ValueError(f"class_names: {name!r}: found {words!r}, expected a text, or texts under prefix, name and "
                              "suffix")
     return tuple(found.get(name, name) for name in names)
+
+
+def _about(category):
+    """What LVIS tells of a category beside its name, see `prompts.worded`."""
+    others = [name for name in category.get("synonyms") or () if isinstance(name, str) and name != category["name"]]
+    definition = category.get("def")
+    return {"synonym": others[0] if others else "", "definition": definition if isinstance(definition, str) else ""}
 
 
 def _problems_of(annotation, images, class_of, bad_boxes):

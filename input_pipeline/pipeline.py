@@ -7,6 +7,7 @@ Everything random about the example at position p comes from (seed, p), and step
 """
 import atexit
 import contextlib
+import dataclasses
 import functools
 import itertools
 import logging
@@ -185,7 +186,8 @@ def eval_batches(source, *, batch_size: int, canvases: Sequence[tuple[int, int]]
                  max_size: int, max_tokens: int, max_boxes: int, tokenizer: Tokenizer,
                  class_table: ClassTable | None = None, prompt: prompts.EvaluationPrompt | None = None,
                  separator: str = prompts.SEPARATOR, mask_size: int | None = None, process_index: int = 0,
-                 process_count: int = 1, parallel_reads: int = 8) -> Iterator[dict]:
+                 process_count: int = 1, parallel_reads: int = 8, indices: Sequence[int] | None = None,
+                 mirrored: bool = False) -> Iterator[dict]:
     """Every record of a source exactly once, without randomness; all hosts yield equally many batches.
 
     Records come in order; with several canvases, in order within each canvas, the smaller canvas first. The
@@ -201,8 +203,12 @@ def eval_batches(source, *, batch_size: int, canvases: Sequence[tuple[int, int]]
       prompt: the prompt of detection records, one of `evaluation_prompts(prompts.names_of(source), ...)`; by
         default all classes in one. Boxes of classes that it lacks have an empty positive map.
       class_table: for `box_class` and `token_class`; None leaves them NO_CLASS.
+      indices: which records; None: all.
+      mirrored: show images and boxes left to right; words stay as they are.
       The rest is as in `train_batches`. Of more than `max_boxes` boxes the first are kept.
-    Yields: dicts of `schema.batch_spec` for this host.
+    Yields: dicts of `schema.batch_spec` for this host, and beside it `record`, int64 [B], the index in the source (−1 on
+      a padding example), and from captions `phrase_tokens`, bool [B, G, T], the words of each of `text_ops.phrases_of`
+      the record, of which the first `max_boxes` are asked.
     """
     rows = _rows_per_host(batch_size, process_index, process_count)
     _check_at_least(max_tokens=(max_tokens, 2), max_boxes=(max_boxes, 1), max_size=(max_size, 1),
@@ -212,25 +218,37 @@ def eval_batches(source, *, batch_size: int, canvases: Sequence[tuple[int, int]]
     prompt = prompt or _all_classes(source, tokenizer, max_tokens, separator)
     spans = dict(zip(prompt.classes, prompt.spans)) if prompt else {}
 
-    def read(canvas, indices, counter):
+    def spec_of(canvas):
+        spec = _example_spec(canvas, max_tokens, max_boxes, mask_size) | {"record": ((), np.int64)}
+        return spec if prompt else spec | {"phrase_tokens": ((max_boxes, max_tokens), np.bool_)}
+
+    def read(canvas, of_canvas, counter):
         batch, row = divmod(counter, rows)
         position = batch * batch_size + process_index * rows + row
-        if position >= len(indices):
-            return _padding_example(canvas, max_tokens, max_boxes, mask_size, tokenizer.pad_id)
-        with _naming(source, int(indices[position])):
-            record = usable_record(source[int(indices[position])], source.class_names)
+        if position >= len(of_canvas):
+            return _padding_example(spec_of(canvas), tokenizer.pad_id)
+        index = int(of_canvas[position])
+        with _naming(source, index):
+            stored = source[index]
+            record = usable_record(stored, source.class_names)
             text, _ = (_caption_text(record, tokenizer, max_tokens) if "caption" in record else
                        _class_text(record, prompt.encoding, spans, class_ids))
+            if not prompt:
+                offsets = tokenizer.encode(record["caption"], max_tokens).offsets
+                phrases = text_ops.positive_map(text_ops.phrases_of(stored)[0][:max_boxes], offsets)
+                text["phrase_tokens"] = _padded(phrases, max_boxes, False)
             text["mlm_eligible"] = np.full(max_tokens, MLM_NEVER, np.int8)
             kept = np.arange(min(len(record["boxes"]), max_boxes))     # also those of other prompts' classes
             size = record["image"].shape[:2]
             view = image_ops.whole(size, image_ops.resized_size(size, short_side, max_size, canvas))
-            return _assemble(record, text, kept, view, canvas, max_boxes, mask_size) | {"source": np.int32(0)}
+            view = dataclasses.replace(view, mirrored=mirrored)
+            return _assemble(record, text, kept, view, canvas, max_boxes, mask_size) | {
+                "source": np.int32(0), "record": np.int64(index)}
 
     return itertools.chain.from_iterable(
-        _read_ahead(functools.partial(read, canvas, indices), range(-(-len(indices) // batch_size) * rows),
-                    rows, _example_spec(canvas, max_tokens, max_boxes, mask_size), parallel_reads)
-        for canvas, indices in _plan(source, canvases, short_side, max_size))
+        _read_ahead(functools.partial(read, canvas, of_canvas), range(-(-len(of_canvas) // batch_size) * rows),
+                    rows, spec_of(canvas), parallel_reads)
+        for canvas, of_canvas in eval_plan(source, canvases, short_side, max_size, indices))
 
 
 # Before reading.
@@ -260,16 +278,22 @@ def _all_classes(source, tokenizer, max_tokens, separator):
         raise ValueError(f"source {source.name!r}: {error}") from error
 
 
-def _plan(source, canvases, short_side, max_size):
-    """[(canvas, indices of the records that go there)], the smaller canvas first."""
+def eval_plan(source, canvases: Sequence[tuple[int, int]], short_side: int, max_size: int,
+              indices: Sequence[int] | None = None) -> list[tuple[tuple[int, int], Sequence[int]]]:
+    """[(canvas, indices of the records that go there)], the smaller canvas first; the arguments are `eval_batches`'.
+
+    Raises: ValueError for several canvases and a source that does not state the sizes of its images.
+    """
     if len(canvases) == 1:
-        return [(canvases[0], range(len(source)))]
+        return [(canvases[0], range(len(source)) if indices is None else indices)]
     if not hasattr(source, "image_size"):
         raise ValueError(f"source {source.name!r}: found {len(canvases)} canvases and no method "
                          f"image_size(index), expected that method or a single canvas")
     canvases = sorted(canvases, key=math.prod)
     found = zip(canvases, by_canvas(source, canvases, short_side, max_size))
-    return [(canvas, indices) for canvas, indices in found if len(indices)]
+    if indices is not None:
+        found = [(canvas, np.intersect1d(of_canvas, indices)) for canvas, of_canvas in found]
+    return [(canvas, of_canvas) for canvas, of_canvas in found if len(of_canvas)]
 
 
 def _report(order, sources, steps):
@@ -419,10 +443,9 @@ def _padded(rows, length, value):
     return padded
 
 
-def _padding_example(canvas, max_tokens, max_boxes, mask_size, pad_id):
+def _padding_example(spec, pad_id):
     """Fills the last batch: nothing in it is real, nothing divides by zero."""
-    spec = _example_spec(canvas, max_tokens, max_boxes, mask_size)
-    fill = {"example_id": -1, "token_ids": pad_id, "box_class": NO_CLASS, "token_class": NO_CLASS,
+    fill = {"example_id": -1, "record": -1, "token_ids": pad_id, "box_class": NO_CLASS, "token_class": NO_CLASS,
             "mlm_eligible": MLM_NEVER, "image_size": 1, "original_size": 1, "scale": 1}
     return {key: np.full(shape, fill.get(key, 0), dtype) for key, (shape, dtype) in spec.items()}
 

@@ -52,6 +52,28 @@ def _phrase(name):
     return name if isinstance(name, Phrase) else Phrase(clean_name(name))
 
 
+def worded(template: str, name: str | Phrase, about: dict) -> str | Phrase:
+    """A class name in other words, for evaluation with several prompts.
+
+    Args:
+      template: text with {name} or {synonym} once, which is what the class is known by, and perhaps {definition}.
+      about: what the source tells of the class: `synonym`, `definition`. A class without what the template needs stays as
+        it is.
+    Raises: ValueError for a template without a place for the name.
+    """
+    place = next((key for key in ("synonym", "name") if template.count(f"{{{key}}}") == 1), None)
+    if place is None:
+        raise ValueError(f"eval.wordings: found {template!r}, expected {{name}} or {{synonym}} in it once")
+    needed = [key for key in ("synonym", "definition") if f"{{{key}}}" in template]
+    if template == "{name}" or any(not about.get(key) for key in needed):
+        return name
+    phrase = _phrase(name)
+    if place == "synonym":
+        phrase = Phrase(clean_name(about["synonym"]))
+    before, after = template.replace("{definition}", about.get("definition", "")).split(f"{{{place}}}")
+    return Phrase(phrase.name, before + phrase.prefix, phrase.suffix + after)
+
+
 def detection_prompt(names: Sequence[str | Phrase], separator: str = SEPARATOR) -> tuple[str, list[Span]]:
     """The prompt for a list of classes, and the span of each.
 

@@ -29,11 +29,11 @@ def make_source(spec, root=""):
 
     Args:
       spec: dict with `kind`, one of `KINDS`, and the options of that kind. `name` is what errors, logs and scores
-        call the source; `weight` and `copies` belong to the mixture.
+        call the source; `weight` and `copies` belong to the mixture, `protocol` to evaluation.
       root: what relative paths among the options start from.
     Raises: ValueError for an unknown kind or option.
     """
-    options = {k: v for k, v in spec.items() if k not in ("kind", "weight", "copies", "name")}
+    options = {k: v for k, v in spec.items() if k not in ("kind", "weight", "copies", "name", "protocol")}
     kind = spec.get("kind")
     if kind not in KINDS:
         raise ValueError(f"config.data: found source kind {kind!r}, expected one of {sorted(KINDS)}")

@@ -23,12 +23,14 @@ A **source** has `name: str`, `class_names: tuple[str, ...]` (empty for captions
 gives equal records. Optional: `image_size(index) -> (height, width)` without decoding, by which images are sorted
 where there are several canvases (evaluation needs it then), and `image_sizes`, int [n, 2], all of them at once; `caption(index) -> str` without the image, for captions;
 `image_bytes(index)`, the image file as it is, where there is one; `file_name(index)`, what the annotations call it;
-`phrases`, what prompts call the classes where that is more than their names (`prompts.names_of`); `replace_empty`, true
+`phrases`, what prompts call the classes where that is more than their names (`prompts.names_of`); `class_about`, a dict for
+each class with its `synonym` and `definition` (`prompts.worded`); `replace_empty`, true
 of image-text pairs with pseudo boxes: in training another record takes the place of one without boxes, and captions of
 others may be packed around its own.
 
 A **batch** is a dict of numpy arrays with the keys of `batch_spec`, and where asked for `masks`,
-bool [B, G, M, M]: each instance inside its box, on a grid of M × M.
+bool [B, G, M, M]: each instance inside its box, on a grid of M × M. In evaluation also `record` and, of captions,
+`phrase_tokens`, see `pipeline.eval_batches`.
 """
 import numpy as np
 

@@ -49,6 +49,18 @@ def positive_map(spans: Sequence[Sequence[Span]], offsets: np.ndarray) -> np.nda
     return found
 
 
+def phrases_of(record: Mapping) -> tuple[list[tuple[Span, ...]], np.ndarray]:
+    """The phrases that a caption's boxes speak of: boxes with the same words are of one phrase.
+
+    Args:
+      record: of a caption, see `schema`.
+    Returns: spans of each phrase, in the order in which its first box comes; and phrase of each box, int [n].
+    """
+    known = {}
+    of_box = [known.setdefault(tuple(map(tuple, spans)), len(known)) for spans in record["spans"]]
+    return list(known), np.array(of_box, int)
+
+
 def spans_of(words: np.ndarray, offsets: np.ndarray) -> list[Span]:
     """The characters of a set of words, one span for each run of neighbouring tokens: back from `positive_map`.
 

@@ -111,7 +111,7 @@ def check_batch(batch, canvas, max_tokens, max_boxes):
     if "image" not in batch:
         raise ValueError("batch: key 'image' is missing")
     spec = batch_spec(len(batch["image"]), canvas, max_tokens, max_boxes)
-    missing, extra = sorted(set(spec) - set(batch)), sorted(set(batch) - set(spec) - {"masks"})
+    missing, extra = sorted(set(spec) - set(batch)), sorted(set(batch) - set(spec) - {"masks", "record", "phrase_tokens"})
     if missing or extra:
         raise ValueError(f"batch: missing keys {missing}, unknown keys {extra}")
     for key, (shape, dtype) in spec.items():

@@ -32,9 +32,9 @@ def coco_ap(ground_truth, results, *, classes=None, iou_type="bbox"):
     Raises: ValueError if a class is unknown, names repeat, or a row has an image or a category that the
       ground truth lacks.
     """
-    truth = _index(_complete(_load(ground_truth)))
+    truth = _index(_complete(load(ground_truth)))
     found = _index({"images": truth.dataset["images"], "categories": truth.dataset["categories"],
-                    "annotations": _annotations_of(_load(results), truth, iou_type)})
+                    "annotations": _annotations_of(load(results), truth, iou_type)})
 
     with contextlib.redirect_stdout(io.StringIO()):      # pycocotools prints its progress and its table
         evaluation = COCOeval(truth, found, iou_type)
@@ -102,7 +102,8 @@ def _annotations(record, image_id, source, first_id):
     return annotations
 
 
-def _load(data):
+def load(data):
+    """What a path of a JSON file holds; anything else as it is."""
     if isinstance(data, (str, os.PathLike)):
         with open(data, encoding="utf-8") as file:
             return json.load(file)

@@ -1,0 +1,191 @@
+"""The benchmarks of the paper: what each asks of a folder of data, under which settings, and what others reached.
+
+Sources of the numbers: GLIPv2 (arXiv 2206.05836) tables 1 and 2; GLIP's README for GLIP-T and GLIP-L. Numbers of one table
+are compared with those of the same split and protocol only: docs/evaluation.md.
+"""
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable
+
+from glipv2_jax.evaluation import odinw
+from input_pipeline.annotations import load_json
+
+_DEPTH = 3               # folders below the data in which files and images are looked for
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """One benchmark.
+
+    protocol: a name in `protocols.PROTOCOLS`. splits: those there are, the first unless told otherwise.
+    find: (folder, split, **options) → evaluation sources as a config has them; raises ValueError for what is missing.
+    settings: fields of `config.eval` that belong to the benchmark.
+    headline: the score that the paper's table has. paper: model → its value there, in percent.
+    """
+    protocol: str
+    splits: tuple[str, ...]
+    find: Callable
+    headline: str
+    settings: dict = dataclasses.field(default_factory=dict)
+    paper: dict = dataclasses.field(default_factory=dict)
+
+
+def find_sources(name: str, data: str | os.PathLike, split: str | None = None, **options) -> list[dict]:
+    """The sources of a benchmark in a folder, before any model work.
+
+    Args:
+      options: `sets` (names, with commas) and `naming` ("13" or "35") of ODinW.
+    Raises: ValueError naming the benchmark, split or file that is not there.
+    """
+    if name not in BENCHMARKS:
+        raise ValueError(f"benchmark: found {name!r}, expected one of {', '.join(BENCHMARKS)}")
+    benchmark, folder = BENCHMARKS[name], pathlib.Path(data)
+    split = split or benchmark.splits[0]
+    if split not in benchmark.splits:
+        raise ValueError(f"split of {name}: found {split!r}, expected one of {', '.join(benchmark.splits)}")
+    if not folder.is_dir():
+        raise ValueError(f"{data}: no such folder, expected the data of {name}")
+    return [{"protocol": benchmark.protocol, **spec} for spec in benchmark.find(folder, split, **options)]
+
+
+def _file(folder, *patterns):
+    """The first file that a pattern matches, `_DEPTH` folders deep at most."""
+    for pattern in patterns:
+        for depth in range(_DEPTH):
+            found = sorted(folder.glob("*/" * depth + pattern))
+            if found:
+                return found[0]
+    raise ValueError(f"{folder}: found no file {' or '.join(patterns)}, looked {_DEPTH} folders deep")
+
+
+def _image_folder(folder, json_path):
+    """The folder below which the first image of a file lies."""
+    content = load_json(json_path)
+    images = content.get("images") if isinstance(content, dict) else None
+    first = images[0] if isinstance(images, list) and images and isinstance(images[0], dict) else {}
+    name = first.get("file_name") or "/".join(str(first.get("coco_url", "")).split("/")[-2:])
+    if not name:
+        raise ValueError(f"{json_path}: found no images with a file_name, expected some")
+    level = [folder]
+    for _ in range(_DEPTH + 1):
+        for place in level:
+            if (place / name).is_file():
+                return place
+        level = [child for place in level for child in sorted(place.iterdir()) if child.is_dir()]
+    raise ValueError(f"{folder}: found no image {name}, the first of {json_path}, looked {_DEPTH} folders deep")
+
+
+def _of_json(folder, kind, name, json_path, **options):
+    return {"kind": kind, "name": name, "json_path": str(json_path), "image_folder": str(_image_folder(folder, json_path)),
+            **options}
+
+
+def _coco(folder, split):
+    path = _file(folder, f"instances_{split}2017.json", f"instances_{split}.json", f"instances_*{split}*.json",
+                 f"{split}.json")
+    return [_of_json(folder, "coco_json", "coco", path)]
+
+
+def _lvis(folder, split):
+    path = _file(folder, *((f"lvis_v1_{split}.json", f"lvis_v1_{split}*.json", f"lvis_*{split}*.json")))
+    return [_of_json(folder, "coco_json", f"lvis_{split}", path)]
+
+
+def _odinw(count):
+    def find(folder, split, sets=None, naming=None):
+        naming = naming or count
+        if naming not in ("13", "35"):
+            raise ValueError(f"naming: found {naming!r}, expected 13 or 35")
+        known = {one.name: one for one in odinw.SETS}
+        chosen = [name.strip() for name in sets.split(",")] if sets else [
+            one.name for one in odinw.SETS if one.in_13 or count == "35"]
+        base = folder / "odinw" if (folder / "odinw").is_dir() else folder
+        specs, missing = [], []
+        for name in chosen:
+            one = known.get(name)
+            part = split if split != "released" else one.split if one else "val"
+            files = odinw.files_of(base / (one.folder if one else name), part)
+            if files is None:
+                missing.append(f"{name} (split {part}, folder {base / (one.folder if one else name)})")
+                continue
+            names = odinw.class_names(files[0], odinw.words(one, naming)) if one else {}
+            specs.append({"kind": "coco_json", "name": name, "json_path": str(files[0]), "image_folder": str(files[1]),
+                          "class_names": names, "bad_boxes": "repair"})
+        if missing:
+            raise ValueError(f"{folder}: {len(missing)} of {len(chosen)} sets of ODinW have no annotations: "
+                             f"{'; '.join(missing[:5])}{' …' * (len(missing) > 5)}; --sets=NAME,NAME takes a part of them")
+        return specs
+    return find
+
+
+def _flickr(folder, split):
+    try:
+        sentences = _folder(folder, "Sentences")
+    except ValueError:
+        path = _file(folder, f"final_flickr_separateGT_{split}.json", f"*flickr*{split}*.json")
+        return [_of_json(folder, "grounding_json", f"flickr30k_{split}", path, keep_empty=True, bad_boxes="repair")]
+    return [{"kind": "flickr_entities", "name": f"flickr30k_{split}", "folder": str(sentences.parent),
+             "image_folder": str(_jpeg_folder(folder, sentences)), "split": _split_list(sentences.parent, split)}]
+
+
+def _folder(folder, name):
+    for depth in range(_DEPTH):
+        found = [place for place in sorted(folder.glob("*/" * depth + name)) if place.is_dir()]
+        if found:
+            return found[0]
+    raise ValueError(f"{folder}: found no folder {name}, looked {_DEPTH} folders deep")
+
+
+def _grounding(stems, **options):
+    def find(folder, split):
+        found = []
+        for stem in stems:
+            try:
+                path = _file(folder, f"finetune_{stem}_{split}.json", f"*{stem}_{split}*.json")
+            except ValueError:
+                continue
+            found.append(_of_json(folder, "grounding_json", f"{stem}_{split}", path, keep_empty=True, **options))
+        if not found:
+            raise ValueError(f"{folder}: found no file {' or '.join(f'finetune_{s}_{split}.json' for s in stems)}, looked "
+                             f"{_DEPTH} folders deep")
+        return found
+    return find
+
+
+def _questions(folder, split):
+    questions = _file(folder, f"v2_OpenEnded_mscoco_{split}2014_questions.json", "*questions*.json")
+    return [{"kind": "vqa", "name": f"vqav2_{split}", "json_path": str(questions),
+             "annotations_path": str(_file(folder, f"v2_mscoco_{split}2014_annotations.json", "*annotations*.json"))}]
+
+
+def _captions(folder, split):
+    return [{"kind": "coco_captions", "name": f"coco_caption_{split}",
+             "json_path": str(_file(folder, f"captions_{split}2014.json", f"captions_{split}2017.json",
+                                    f"captions_{split}*.json"))}]
+
+
+_LVIS_SETTINGS = {"classes_per_prompt": 40, "max_detections": 300}
+_ODINW_PAPER = {"glip_t": 46.5, "glip_l": 52.1, "glipv2_t": 48.5, "glipv2_b": 54.2, "glipv2_h": 55.5}
+_LVIS_PAPER = {"glip_t": 26.0, "glip_l": 37.3, "glipv2_t": 29.0, "glipv2_b": 48.5, "glipv2_h": 50.1}
+
+BENCHMARKS = {
+    "coco": Benchmark("coco", ("val", "train"), _coco, "AP", paper={
+        "glip_a": 42.9, "glip_t": 46.6, "glip_l": 49.8, "glipv2_t": 47.3, "glipv2_b": 61.9, "glipv2_h": 64.1}),
+    "lvis_minival": Benchmark("lvis", ("minival",), _lvis, "AP", _LVIS_SETTINGS, _LVIS_PAPER),
+    "lvis_val": Benchmark("lvis", ("val",), _lvis, "AP", _LVIS_SETTINGS),
+    "odinw13": Benchmark("coco", ("released", "test", "val", "minival", "train"), _odinw("13"), "AP", paper=_ODINW_PAPER),
+    "odinw35": Benchmark("coco", ("released", "test", "val", "minival", "train"), _odinw("35"), "AP", paper={
+        "glip_t": 19.6, "glipv2_t": 22.3}),
+    "flickr30k": Benchmark("flickr", ("test", "val", "train"), _flickr, "recall@1", paper={
+        "glip_t": 85.7, "glip_l": 87.1, "glipv2_t": 86.0, "glipv2_b": 87.2, "glipv2_h": 87.7}),
+    "refcoco": Benchmark("referring", ("val", "testA", "testB", "test"), _grounding(
+        ("refcoco", "refcoco+", "refcocog"), bad_boxes="repair"), "accuracy"),
+    "phrasecut": Benchmark("regions", ("test", "val", "miniv"), _grounding(
+        ("phrasecut",), with_masks=True, bad_boxes="repair"), "mean_IoU", paper={
+        "glipv2_t": 59.4, "glipv2_b": 61.3, "glipv2_h": 61.3}),
+    "vqav2": Benchmark("answers", ("val", "train"), _questions, "accuracy", paper={
+        "glipv2_t": 71.6, "glipv2_b": 73.1, "glipv2_h": 74.6}),
+    "coco_caption": Benchmark("captions", ("val", "test"), _captions, "CIDEr", paper={
+        "glipv2_t": 122.1, "glipv2_b": 128.5, "glipv2_h": 131.0}),
+}

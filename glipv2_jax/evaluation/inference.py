@@ -1,0 +1,137 @@
+"""A model on every record of a source: prompts, views, parts. Every record exactly once, on any number of devices."""
+import dataclasses
+
+import jax
+import numpy as np
+
+from glipv2_jax import sharding
+from glipv2_jax.evaluation.parts import Found, Parts
+from glipv2_jax.metrics import Progress
+from glipv2_jax.predict import PAD_MULTIPLE, averaged
+from input_pipeline import eval_batches, prompts
+from input_pipeline.pipeline import eval_plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """One prompt of a class list, in one or several wordings.
+
+    classes: indices into the class list. captions: the text of each wording.
+    encoded: [(words, mask [1, T])] of each wording, on the device.
+    token_to_label: [rows, wordings × T] float; shares of a class's words, which sum to 1 in each wording.
+    """
+    classes: np.ndarray
+    captions: tuple[str, ...]
+    encoded: list
+    token_to_label: np.ndarray
+
+
+def class_prompts(names, tokenizer, max_tokens, classes_per_prompt):
+    """Prompts of a class list, each a list of its wordings.
+
+    Args:
+      names: a list for each wording, of the name or Phrase of every class.
+      classes_per_prompt: consecutive classes in one prompt; None: all.
+    Raises: ValueError for a prompt that is too long.
+    """
+    wordings = [prompts.evaluation_prompts(of_wording, tokenizer, max_tokens, classes_per_prompt) for of_wording in names]
+    return list(zip(*wordings))
+
+
+def detect(predictor, mesh, config, source, tokenizer, folder, name, key, classes=()):
+    """Runs a model on every record of a source, or on what an evaluation that was stopped left to do.
+
+    Args:
+      predictor: Predictor with its parameters. mesh: its mesh. config: the run's config.
+      source: of class names, or of captions whose phrases are asked for.
+      folder: for the parts. name: for the progress bar.
+      key: JSON-able dict that names the weights; settings and data are added here.
+      classes: what `class_prompts` gives, for a source of class names.
+    Returns: Parts.
+    Raises: ValueError for a record that cannot be read.
+    """
+    e = config.eval
+    chunks = _encoded(predictor, classes, config.data.max_tokens)
+    views = []
+    parts = Parts(folder, key | {
+        "source": source.name, "records": len(source), "settings": e.to_dict(), "max_tokens": config.data.max_tokens,
+        "prompts": [chunk.captions for chunk in chunks]})
+    size = -(-e.records_per_part // e.batch_size) * e.batch_size
+    plan = eval_plan(source, [tuple(canvas) for canvas in e.canvases], e.short_side, e.max_size)
+    work = [(canvas, indices[i:i + size]) for canvas, indices in plan for i in range(0, len(indices), size)]
+    prompt = classes[0][0] if classes else None
+
+    def run(canvas, indices, view):
+        """Yields for each batch a list of (Found, (height, width) on the canvas), in order of the records."""
+        short_side, max_size = (view.short_side, view.max_size) if view else (e.short_side, e.max_size)
+        batches = eval_batches(
+            source, batch_size=e.batch_size, canvases=[_scaled(canvas, e.short_side, view) if view else canvas],
+            short_side=short_side, max_size=max_size, max_tokens=config.data.max_tokens, max_boxes=config.data.max_boxes,
+            tokenizer=tokenizer, prompt=prompt, process_index=jax.process_index(), process_count=jax.process_count(),
+            indices=indices, mirrored=bool(view and view.mirrored), parallel_reads=config.data.parallel_reads)
+        for batch in batches:
+            yield list(_batch(predictor, sharding.global_batch(batch, mesh), chunks,
+                              predictor.candidates if view else predictor.decode))
+
+    passes = max(len(views), 1)
+    with Progress(f"evaluate {name}", total=len(source) * passes, unit="views" if views else "images",
+                  done=sum(len(indices) for _, indices in work[:parts.finished]) * passes) as progress:
+        for canvas, indices in work[parts.finished:]:
+            seen = {}
+            for view in views or [None]:
+                for batch in run(canvas, indices, view):
+                    for found, shown in batch:
+                        seen.setdefault(found.record, []).append((found, shown))
+                    progress.advance(len(batch))
+            parts.add([_merged(of_record, views, e) if views else of_record[0][0] for of_record in seen.values()])
+    return parts
+
+
+def _encoded(predictor, classes, max_tokens):
+    rows = max((len(wordings[0].classes) for wordings in classes), default=0)   # one shape for all: one compilation
+    chunks = []
+    for wordings in classes:
+        token_to_label = np.zeros((len(wordings), rows, max_tokens), np.float32)
+        for table, wording in zip(token_to_label, wordings):
+            for row, class_index in enumerate(wording.classes):
+                tokens = wording.tokens[class_index]
+                table[row, tokens] = 1 if len(wordings) == 1 else 1 / max(len(tokens), 1)
+        encoded = [(predictor.encode_text(wording.encoding.ids[None], wording.encoding.mask[None]),
+                    wording.encoding.mask[None]) for wording in wordings]
+        chunks.append(Chunk(np.array(wordings[0].classes), tuple(wording.caption for wording in wordings), encoded,
+                            np.concatenate(token_to_label, axis=-1)))
+    return chunks
+
+
+def _batch(predictor, batch, chunks, decode):
+    """Yields (Found, size on the canvas) of a global batch's records."""
+    levels = predictor.encode_image(batch)
+    keys = ("record", "example_id", "scale", "image_size", *(() if chunks else ("phrase_tokens",)))
+    about = predictor.gather({key: batch[key] for key in keys})
+    results = []
+    if chunks:
+        for chunk in chunks:
+            raw = averaged([predictor.predict(levels, words, mask) for words, mask in chunk.encoded])
+            found = decode(raw, chunk.token_to_label, batch)
+            results.append(found | {"labels": chunk.classes[found["labels"].clip(0)]})
+    else:
+        words = predictor.encode_text(batch["token_ids"], batch["token_mask"])
+        raw = predictor.predict(levels, words, batch["token_mask"])
+        results.append(decode(raw, about["phrase_tokens"], batch))
+    for i, record in enumerate(about["record"].tolist()):
+        if record < 0:
+            continue                                                      # padding of the last batch
+        kept = [{key: value[i][found["mask"][i]] for key, value in found.items()} for found in results]
+        yield Found(record, int(about["example_id"][i]), tuple(about["scale"][i].tolist()),
+                    *(np.concatenate([part[key] for part in kept]) for key in ("boxes", "scores", "labels"))
+                    ), tuple(about["image_size"][i].tolist())
+
+
+def _scaled(canvas, short_side, view):
+    """The canvas on which a view's images lie: as much larger or smaller as they are."""
+    longest = -(-view.max_size // PAD_MULTIPLE) * PAD_MULTIPLE
+    return tuple(min(-(-side * view.short_side // (short_side * PAD_MULTIPLE)) * PAD_MULTIPLE, longest) for side in canvas)
+
+
+def _merged(seen, views, settings):
+    raise NotImplementedError

@@ -1,0 +1,90 @@
+"""What a model found in each record, on disk in parts: an evaluation that was stopped goes on after its last part."""
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from glipv2_jax.files import write_whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Detections of one record.
+
+    record: index in the source. image_id: what result files call it.
+    scale: (y, x): pixels of `boxes` = scale × pixels of the image.
+    boxes: [K, 4] float32 `xyxy`. scores: [K] float32. labels: [K] int32, class of the source or phrase of the caption.
+    """
+    record: int
+    image_id: int
+    scale: tuple[float, float]
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+    def original_boxes(self):
+        """[K, 4] float64 `xyxy` in pixels of the image."""
+        y, x = self.scale
+        return self.boxes.astype(np.float64) / np.array([x, y, x, y], np.float64)
+
+
+class Parts:
+    """A folder of numbered parts, written by process 0 one after the other; iterating gives every Found in order.
+
+    Args:
+      folder: of the parts alone; whatever it holds of another evaluation is deleted.
+      key: JSON-able dict that tells one evaluation from another: weights, data, settings.
+    Attributes:
+      finished: how many parts there are, the same on every process.
+    """
+
+    def __init__(self, folder, key):
+        self._folder, self.finished = pathlib.Path(folder), 0
+        key = json.loads(json.dumps(key))
+        if jax.process_index() == 0:
+            stored = self._folder / "key.json"
+            if not stored.is_file() or json.loads(stored.read_text()) != key:
+                shutil.rmtree(self._folder, ignore_errors=True)
+                self._folder.mkdir(parents=True)
+                write_whole(stored, json.dumps(key))
+            while self._path(self.finished).exists():
+                self.finished += 1
+        if jax.process_count() > 1:
+            self.finished = int(multihost_utils.broadcast_one_to_all(np.int32(self.finished)))
+
+    def add(self, found):
+        """Writes the next part, a list of Found; whole or not at all."""
+        if jax.process_index() == 0:
+            path = self._path(self.finished)
+            partial = path.with_suffix(".partial")
+            with partial.open("wb") as file:
+                np.savez(file, record=np.array([f.record for f in found], np.int64),
+                         image_id=np.array([f.image_id for f in found], np.int64),
+                         scale=np.array([f.scale for f in found], np.float64).reshape(-1, 2),
+                         count=np.array([len(f.scores) for f in found], np.int64),
+                         **{name: np.concatenate([empty, *(getattr(f, name) for f in found)]).astype(empty.dtype)
+                            for name, empty in (("boxes", np.zeros((0, 4), np.float32)),
+                                                ("scores", np.zeros(0, np.float32)), ("labels", np.zeros(0, np.int32)))})
+            partial.replace(path)
+        self.finished += 1
+
+    def __iter__(self):
+        for number in range(self.finished):
+            with np.load(self._path(number)) as stored:
+                part = dict(stored)
+            ends = np.cumsum(part["count"])
+            for i, end in enumerate(ends.tolist()):
+                rows = slice(end - int(part["count"][i]), end)
+                yield Found(int(part["record"][i]), int(part["image_id"][i]), tuple(part["scale"][i].tolist()),
+                            part["boxes"][rows], part["scores"][rows], part["labels"][rows])
+
+    def delete(self):
+        if jax.process_index() == 0:
+            shutil.rmtree(self._folder)
+
+    def _path(self, number):
+        return self._folder / f"part-{number:05d}.npz"
