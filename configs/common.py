@@ -22,6 +22,9 @@ def get_config():
     config.data.root = ""                    # prefix of the relative paths below
     config.data.train_json = ""              # COCO-format file; takes the place of `train`
     config.data.train_images = ""            # folder of its images
+    config.data.train_shots = 0              # images of each class that a few-shot subset of it has; 0: all images
+    config.data.train_shots_seed = 3         # which subset; 0: the lowest image ids. The challenge's seeds: 3, 30, 300
+    config.data.train_copies = 1             # times that an epoch shows each of its images; GLIP: 8 for 1 shot, 4, 2, 1
     config.data.eval_json = ""
     config.data.eval_images = ""
     # Sources: dicts of kind and the kind's options. `weight` is the share of the images drawn; without weights it is

@@ -13,6 +13,7 @@ import numpy as np
 
 from input_pipeline import image_ops
 from input_pipeline.annotations import LARGEST_ID, check_option, load_lists, refuse
+from input_pipeline.few_shot import pick
 from input_pipeline.masks import decode_mask
 from input_pipeline.prompts import Phrase
 
@@ -21,7 +22,7 @@ _REPAIR = "bad_boxes='repair' cuts or drops such boxes"
 
 
 class CocoJson:
-    """Random access to the records of a COCO-format data set, sorted by image id.
+    """Random access to the records of a COCO-format data set, sorted by image id; of a few-shot subset, as picked.
 
     Classes come in the order of the file's categories. `images` need `id`, `file_name`, `width`, `height`;
     `annotations` need `id`, `image_id`, `category_id`, `bbox` ([x, y, width, height] in pixels) and may have
@@ -46,20 +47,23 @@ class CocoJson:
       require_boxes: refuse a file without any annotation.
       bad_boxes: "error", or "repair": boxes without area or outside the image are dropped, others are cut at
         the border.
+      shots: keep a few-shot subset, `few_shot.pick`, with this many images of each class; 0: all images. Differs from
+        GLIP: images that training can draw nothing from are not offered; in GLIP crowds alone count as boxes.
+      shots_seed: which subset; 0: the lowest image ids.
       name: what errors and logs call the source, by default the name of the JSON file.
     Attributes:
-      official_json: path of the file if it is the truth as it stands, None if boxes were repaired.
+      official_json: path of the file if it is the truth as it stands, None if boxes were repaired or images left out.
     Raises: ValueError listing the records at fault, with what was found and what was expected.
     """
 
     def __init__(self, json_path: str | os.PathLike, image_folder: str | os.PathLike, *,
                  class_names: Mapping[str, str | Mapping[str, str]] | None = None, with_masks: bool = False,
                  keep_empty: bool = True, require_boxes: bool = True, bad_boxes: str = "error",
-                 name: str | None = None):
+                 shots: int = 0, shots_seed: int = 0, name: str | None = None):
         check_option(bad_boxes)
         self.json_path, self.image_folder = pathlib.Path(json_path), pathlib.Path(image_folder)
         self.name = name or self.json_path.stem
-        self.official_json = self.json_path if bad_boxes == "error" else None
+        self.official_json = self.json_path if bad_boxes == "error" and not shots else None
         content = load_lists(self.json_path, ("images", "annotations", "categories"))
         problems = []
         categories = _unique(content["categories"], "categories", {"id": int, "name": str}, problems)
@@ -98,11 +102,14 @@ class CocoJson:
                 of_image[annotation["image_id"]].append(annotation)
         refuse(self.json_path, problems)
 
-        if not keep_empty:
+        if shots or not keep_empty:
             of_image = {key: found for key, found in of_image.items() if any(map(_trainable, found))}
+        if shots:
+            picked = pick({key: [a["category_id"] for a in found] for key, found in of_image.items()}, shots, shots_seed)
+            of_image = {key: of_image[key] for key in picked}
         if not of_image:
-            refuse(self.json_path, ["found no image to use, expected at least one"
-                                     + ("" if keep_empty else " with a box (keep_empty=False)")])
+            why = " with a box (shots)" if shots else "" if keep_empty else " with a box (keep_empty=False)"
+            refuse(self.json_path, [f"found no image to use, expected at least one{why}"])
         used = {image_id: images[image_id] for image_id in of_image}
         used = _sound(used, lambda image: _unknown_negatives(image, class_of), problems)
         if self.image_folder.is_dir():

@@ -56,13 +56,17 @@ def _coco(data, split):
             "class_names": data.class_names.to_dict(), "bad_boxes": data.bad_boxes}
 
 
+def _train_coco(data):
+    return _coco(data, "train") | {"shots": data.train_shots, "shots_seed": data.train_shots_seed}
+
+
 def train_specs(data):
     """Descriptions of a run's training sources: `data.train_json` with its images if given, else `data.train`.
 
     Raises: ValueError when there is neither.
     """
     if data.train_json:
-        return [_coco(data, "train") | {"weight": 1.0, "keep_empty": False}]
+        return [_train_coco(data) | {"copies": data.train_copies, "keep_empty": False}]
     if not data.train:
         raise ValueError("config.data: found nothing to train on; set data.train_json and data.train_images, or "
                          "data.train")
@@ -93,7 +97,7 @@ def eval_specs(data):
     if data.eval_json:
         return [_coco(data, "eval") | {"name": "eval"}]
     if data.train_json:
-        return [_coco(data, "train") | {"name": "train_set"}]
+        return [_train_coco(data) | {"name": "train_set"}]
     for place, spec in enumerate(data.eval):
         if "name" not in spec:
             raise ValueError(f"config.data.eval[{place}]: found no 'name' among {sorted(spec)}")
