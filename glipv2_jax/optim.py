@@ -1,5 +1,6 @@
 """AdamW with the reference's parameter groups, schedules, clipping and freezing. Source: GLIP solver/build.py."""
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +13,15 @@ def milestone_steps(milestones, num_steps):
     return tuple(round(m * num_steps) if m < 1 else int(m) for m in milestones)
 
 
-def learning_rate(step, base, config, num_steps):
+def learning_rate(step, base, config, num_steps, factor=1.0):
     """Rate of the update made after `step` completed ones.
 
     Args:
       step: int array. base: the group's base rate.
-      config: `config.optimizer`: schedule "multistep" or "cosine", warmup_steps, warmup_factor, warmup_method
+      config: `config.optimizer`: schedule "multistep", "cosine" or "plateau", warmup_steps, warmup_factor, warmup_method
         "linear" or "constant", milestones, gamma, min_learning_rate.
       num_steps: of the whole run.
+      factor: of the base rate, in schedule "plateau" alone: float array, see `plateau.Plateau`.
     Returns: float32 array.
     Raises: ValueError for an unknown schedule.
     """
@@ -37,7 +39,10 @@ def learning_rate(step, base, config, num_steps):
         # The reference divides by the whole run, not by what warm-up leaves of it.
         decayed = floor + (base - floor) * 0.5 * (1 + jnp.cos(np.pi * (step - warmup) / num_steps))
         return jnp.where(step < warmup, base * warm, decayed)
-    raise ValueError(f"optimizer.schedule: found {config.schedule!r}, expected 'multistep' or 'cosine'")
+    if config.schedule == "plateau":
+        # A base rate below the floor stays. Differs from GLIP: warm-up covers the first step, which ran at the full rate.
+        return warm * jnp.maximum(base * factor, min(base, config.min_learning_rate))
+    raise ValueError(f"optimizer.schedule: found {config.schedule!r}, expected 'multistep', 'cosine' or 'plateau'")
 
 
 def weight_decay_factor(step, config, num_steps):
@@ -73,6 +78,18 @@ def path_string(path):
     return "/".join(str(getattr(key, "key", key)) for key in path)
 
 
+class PlateauState(NamedTuple):
+    """Of schedule "plateau": what an evaluation decides is an array among others, and nothing is compiled anew."""
+    count: jax.Array                     # completed updates
+    learning_rate_factor: jax.Array      # of the base rates
+
+
+def with_learning_rate_factor(opt_state, factor):
+    """The state of a "plateau" optimizer with another factor, on the same devices."""
+    before = optax.tree.get(opt_state, "learning_rate_factor")
+    return optax.tree.set(opt_state, learning_rate_factor=jax.device_put(np.float32(factor), before.sharding))
+
+
 def make_optimizer(config, num_steps, freeze=()):
     """The optimizer of a run.
 
@@ -85,16 +102,19 @@ def make_optimizer(config, num_steps, freeze=()):
     """
     def init(params):
         del params
-        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+        count = jnp.zeros((), jnp.int32)
+        if config.schedule == "plateau":
+            return PlateauState(count, jnp.ones((), jnp.float32))
+        return optax.ScaleByScheduleState(count)
 
     def update(updates, state, params):
-        step = state.count
+        step, factor = state.count, getattr(state, "learning_rate_factor", 1.0)
         decay = weight_decay_factor(step, config, num_steps)
 
         def one(path, u, p):
             rate, weight_decay = group_of(path_string(path), config)
-            return -learning_rate(step, rate, config, num_steps) * (u + weight_decay * decay * p)
-        return jax.tree_util.tree_map_with_path(one, updates, params), optax.ScaleByScheduleState(step + 1)
+            return -learning_rate(step, rate, config, num_steps, factor) * (u + weight_decay * decay * p)
+        return jax.tree_util.tree_map_with_path(one, updates, params), state._replace(count=step + 1)
 
     adamw = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),

@@ -114,5 +114,5 @@ def test_a_frozen_part_that_is_not_there_is_named():
 
 
 def test_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match="found 'linear', expected 'multistep' or 'cosine'"):
+    with pytest.raises(ValueError, match="found 'linear', expected 'multistep', 'cosine' or 'plateau'"):
         learning_rate(0, 1.0, settings(schedule="linear"), 10)
