@@ -50,6 +50,15 @@ def reference_dir():
 
 
 @pytest.fixture(scope="session")
+def shared_data():
+    """Folder of small real data sets beside the repository; tests that need it are skipped without."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no shared data")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def load_reference(reference_dir):
     """Function of a file name: dict of arrays from an .npz, parsed content of a .json.
 
