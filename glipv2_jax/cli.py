@@ -8,8 +8,12 @@ def _train():
 
 
 def _evaluate():
-    sys.argv.append("--mode=evaluate")
-    _train()
+    if any(flag.startswith("--config") for flag in sys.argv):
+        sys.argv.append("--mode=evaluate")
+        _train()
+    else:
+        from glipv2_jax.evaluation import command
+        command.main()
 
 
 def _models():
@@ -59,7 +63,7 @@ COMMANDS = {
     "inspect": (_inspect, "a data set checked, counted and drawn as training sees it: DATA --images=… | --config=…"),
     "prepare": (_prepare, "a data set as sharded records for large runs: DATA --images=… --output=… --shards=…"),
     "train": (_train, "train or resume a config, and score it: --config=… --workdir=…"),
-    "evaluate": (_evaluate, "only score the latest checkpoint: --config=… --workdir=…"),
+    "evaluate": (_evaluate, "a benchmark by name: --benchmark=… --data=… --checkpoint=… --output=…; or a run: --config=… --workdir=…"),
     "convert": (_convert, "GLIP, BERT or Swin weights into a checkpoint, and back: FILE… --model= --output="),
     "export": (_export, "a checkpoint as one file for other programs: --output= [--format=jax|onnx]"),
     "models": (_models, "the named models with their parameter counts"),

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 
 from glipv2_jax import sharding
+from glipv2_jax.evaluation import augmented_views
 from glipv2_jax.evaluation.parts import Found, Parts
 from glipv2_jax.metrics import Progress
 from glipv2_jax.predict import PAD_MULTIPLE, averaged
@@ -52,7 +53,7 @@ def detect(predictor, mesh, config, source, tokenizer, folder, name, key, classe
     """
     e = config.eval
     chunks = _encoded(predictor, classes, config.data.max_tokens)
-    views = []
+    views = [augmented_views.View(*view) for view in e.views]
     parts = Parts(folder, key | {
         "source": source.name, "records": len(source), "settings": e.to_dict(), "max_tokens": config.data.max_tokens,
         "prompts": [chunk.captions for chunk in chunks]})
@@ -62,7 +63,7 @@ def detect(predictor, mesh, config, source, tokenizer, folder, name, key, classe
     prompt = classes[0][0] if classes else None
 
     def run(canvas, indices, view):
-        """Yields for each batch a list of (Found, (height, width) on the canvas), in order of the records."""
+        """Yields for each batch a list of (Found, its (height, width) on the canvas, that of the file), as the records."""
         short_side, max_size = (view.short_side, view.max_size) if view else (e.short_side, e.max_size)
         batches = eval_batches(
             source, batch_size=e.batch_size, canvases=[_scaled(canvas, e.short_side, view) if view else canvas],
@@ -80,10 +81,10 @@ def detect(predictor, mesh, config, source, tokenizer, folder, name, key, classe
             seen = {}
             for view in views or [None]:
                 for batch in run(canvas, indices, view):
-                    for found, shown in batch:
-                        seen.setdefault(found.record, []).append((found, shown))
+                    for found, *sizes in batch:
+                        seen.setdefault(found.record, []).append((view, found, *sizes))
                     progress.advance(len(batch))
-            parts.add([_merged(of_record, views, e) if views else of_record[0][0] for of_record in seen.values()])
+            parts.add([_merged(of_record, e) if views else of_record[0][1] for of_record in seen.values()])
     return parts
 
 
@@ -104,9 +105,9 @@ def _encoded(predictor, classes, max_tokens):
 
 
 def _batch(predictor, batch, chunks, decode):
-    """Yields (Found, size on the canvas) of a global batch's records."""
+    """Yields (Found, size on the canvas, size of the file) of a global batch's records."""
     levels = predictor.encode_image(batch)
-    keys = ("record", "example_id", "scale", "image_size", *(() if chunks else ("phrase_tokens",)))
+    keys = ("record", "example_id", "scale", "image_size", "original_size", *(() if chunks else ("phrase_tokens",)))
     about = predictor.gather({key: batch[key] for key in keys})
     results = []
     if chunks:
@@ -124,7 +125,7 @@ def _batch(predictor, batch, chunks, decode):
         kept = [{key: value[i][found["mask"][i]] for key, value in found.items()} for found in results]
         yield Found(record, int(about["example_id"][i]), tuple(about["scale"][i].tolist()),
                     *(np.concatenate([part[key] for part in kept]) for key in ("boxes", "scores", "labels"))
-                    ), tuple(about["image_size"][i].tolist())
+                    ), tuple(about["image_size"][i].tolist()), tuple(about["original_size"][i].tolist())
 
 
 def _scaled(canvas, short_side, view):
@@ -133,5 +134,11 @@ def _scaled(canvas, short_side, view):
     return tuple(min(-(-side * view.short_side // (short_side * PAD_MULTIPLE)) * PAD_MULTIPLE, longest) for side in canvas)
 
 
-def _merged(seen, views, settings):
-    raise NotImplementedError
+def _merged(seen, settings):
+    """One Found, in pixels of the file, from what each view gave of a record."""
+    found = []
+    for view, one, *sizes in seen:
+        boxes, keep = view.to_original(one.boxes, *sizes)
+        found.append((boxes, one.scores[keep], one.labels[keep]))
+    merged = augmented_views.merge(*(np.concatenate(part) for part in zip(*found)), settings.merge, settings.merge_threshold)
+    return Found(one.record, one.image_id, (1.0, 1.0), *merged)

@@ -66,11 +66,10 @@ def write_results(path, detections):
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with open(path + ".partial", "w", encoding="utf-8") as file:                # millions of rows: never one text
         file.write("[")
-        for place, row in enumerate(order.tolist()):
-            file.write((",\n " if place else "") + json.dumps(
+        file.writelines((",\n " if place else "") + json.dumps(
                 {"image_id": int(detections["image_id"][row]), "category_id": int(detections["category_id"][row]),
                  "bbox": detections["bbox"][row].astype(float).tolist(), "score": float(detections["score"][row])},
-                allow_nan=False))
+                allow_nan=False) for place, row in enumerate(order.tolist()))
         file.write("]\n")
     os.replace(path + ".partial", path)
 
@@ -91,7 +90,7 @@ def lvis_ap(ground_truth, detections, *, max_dets=-1):
     Source: the rules of the lvis package, as GLIP uses it; fixed AP: Dave et al., arXiv 2102.01066.
     """
     truth = _Truth(load(ground_truth))
-    found = _Found(_as_arrays(load(detections)), truth, max_dets)
+    found = _Found(as_arrays(load(detections)), truth, max_dets)
     count = len(truth.categories)
     precision = np.full((len(IOU_THRESHOLDS), len(RECALLS), count, len(AREAS)), -1.0)
     recall = np.full((len(IOU_THRESHOLDS), count, len(AREAS)), -1.0)
@@ -242,7 +241,8 @@ def _summary(precision, recall, truth):
     return scores
 
 
-def _as_arrays(detections):
+def as_arrays(detections):
+    """LVIS result rows as arrays, see `BestPerClass.arrays`; arrays as they are. Raises: ValueError for a row that lacks a key."""
     if isinstance(detections, dict):
         return detections
     for place, row in enumerate(detections):

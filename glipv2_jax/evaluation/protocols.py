@@ -9,10 +9,12 @@ import pathlib
 
 import numpy as np
 
-from glipv2_jax.evaluation import coco_ap, coco_json, phrase_recall
+from glipv2_jax.evaluation import coco_ap, coco_json, lvis_ap, phrase_recall
 from glipv2_jax.files import write_whole
 from input_pipeline import text_ops
 from input_pipeline.registry import make_source
+
+LVIS_MAX_DETS = 300      # of an image, in the standard AP
 
 
 class CocoAP:
@@ -51,6 +53,50 @@ class CocoAP:
         if held_out:
             scores["heldout_AP50"] = coco_ap.coco_ap(truth, rows, classes=held_out)["AP50"]
         return scores
+
+
+class LvisAP:
+    """Objects of LVIS's classes: fixed AP over the best 10,000 detections of each class, and the standard AP over the best 300
+    of each image."""
+    file = "detections.json"
+    metric = ("LVIS bbox AP, federated rules; AP: fixed, best 10,000 detections of a class over all images; standard_AP: best "
+              "300 of an image")
+
+    def truth(self, source):
+        return coco_ap.load(source.json_path)
+
+    def truth_of(self, spec, root):
+        return coco_ap.load(pathlib.Path(root, spec["json_path"]))
+
+    def predictions(self, source, parts):
+        fixed, standard = lvis_ap.BestPerClass(), lvis_ap.BestPerClass(None)
+        for found in parts:
+            boxes = found.original_boxes()
+            boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)      # no +1, unlike COCO's files
+            categories = np.asarray(source.category_ids)[found.labels]
+            fixed.add(found.image_id, boxes, found.scores, categories)
+            best = np.argsort(-found.scores, kind="stable")[:LVIS_MAX_DETS]
+            standard.add(found.image_id, boxes[best], found.scores[best], categories[best])
+        return fixed.arrays(), standard.arrays()
+
+    def write(self, path, predictions):
+        lvis_ap.write_results(path, predictions[0])
+
+    def read(self, path):
+        """Rows of any model; the limit of each class is kept here, too."""
+        rows = lvis_ap.as_arrays(coco_ap.load(path))
+        best = lvis_ap.BestPerClass()
+        order = np.argsort(rows["image_id"], kind="stable")
+        images, starts = np.unique(rows["image_id"][order], return_index=True)
+        for image, chosen in zip(images, np.split(order, starts[1:])):
+            best.add(image, rows["bbox"][chosen], rows["score"][chosen], rows["category_id"][chosen])
+        return best.arrays(), rows
+
+    def score(self, truth, predictions):
+        fixed, standard = (lvis_ap.lvis_ap(truth, found, max_dets=limit)
+                           for found, limit in zip(predictions, (-1, LVIS_MAX_DETS)))
+        return {key: value for key, value in fixed.items() if key != "per_class"} | {
+            f"standard_{key}": standard[key] for key in ("AP", "APr", "APc", "APf")}
 
 
 class PhraseRecall:
@@ -100,4 +146,4 @@ def _boxes_of_phrases(record):
     return [record["boxes"][phrase_of_box == phrase] for phrase in range(phrase_of_box.max(initial=-1) + 1)]
 
 
-PROTOCOLS = {"coco": CocoAP(), "phrases": PhraseRecall()}
+PROTOCOLS = {"coco": CocoAP(), "lvis": LvisAP(), "phrases": PhraseRecall()}

@@ -1,0 +1,176 @@
+"""`glipv2 evaluate`: a benchmark of the paper by name, for a checkpoint or for a file of results."""
+import argparse
+import json
+import logging
+import pathlib
+import statistics
+import sys
+
+import jax
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from configs import common
+from glipv2_jax.checkpoint import load_params, read_about
+from glipv2_jax.evaluation.benchmarks import BENCHMARKS, find_sources
+from glipv2_jax.evaluation.protocols import PROTOCOLS
+from glipv2_jax.files import write_whole
+from input_pipeline.registry import make_source
+
+log = logging.getLogger("glipv2_jax")
+
+_USAGE = """glipv2 evaluate --benchmark=NAME --data=DIR --checkpoint=DIR --output=DIR [--FIELD=VALUE of config.eval …]
+       glipv2 evaluate --benchmark=NAME --data=DIR --results=FILE           scores of a result file, of any model
+       glipv2 evaluate --config=FILE --workdir=DIR                          a run on its own evaluation data"""
+
+
+def main(argv=None):
+    """Entry point. Exits with a message for data, results or checkpoints that cannot be scored."""
+    args, settings = _arguments(argv)
+    from glipv2_jax.main import set_up_compilation_cache, set_up_logging
+    set_up_logging()
+    set_up_compilation_cache()
+    try:
+        options = {key: getattr(args, key) for key in ("sets", "naming") if getattr(args, key) is not None}
+        if options and not args.benchmark.startswith("odinw"):
+            raise ValueError(f"--{min(options)} belongs to odinw13 and odinw35, not to {args.benchmark}")
+        specs = find_sources(args.benchmark, args.data, args.split, **options)
+        if args.results:
+            scores = score_results(args.benchmark, specs, args.results)
+        else:
+            scores = run(args.benchmark, specs, args.checkpoint, args.output, ema=args.ema, settings=settings)
+    except (ValueError, OSError) as error:
+        sys.exit(f"glipv2 evaluate: {error}")
+    if jax.process_index() == 0:
+        print_table(args.benchmark, scores, args.model)
+
+
+def run(benchmark, specs, checkpoint, output, *, ema=False, settings=None):
+    """Scores a checkpoint on a benchmark and writes results, protocol and pictures to a folder.
+
+    Args:
+      benchmark: a name in `BENCHMARKS`. specs: what `find_sources` gives.
+      checkpoint: folder that training or `glipv2 convert` wrote; its config says how images are resized.
+      output: folder. ema: take the averaged parameters. settings: fields of `config.eval` to replace.
+    Returns: dict "source/metric" → float.
+    Raises: ValueError, FileNotFoundError for data or weights that are not there; data is looked at first.
+    """
+    if BENCHMARKS[benchmark].protocol not in PROTOCOLS:
+        raise ValueError(f"{benchmark}: no checkpoint can answer it yet, this package has no such head; --results=FILE scores "
+                         "a result file")
+    from glipv2_jax import train  # late: TensorFlow comes with the data
+    from glipv2_jax.evaluate import EvalSource, evaluate
+    from glipv2_jax.predict import Predictor
+    sources = [EvalSource(spec["name"], make_source(spec), spec["protocol"]) for spec in specs]
+    config = _config(checkpoint, BENCHMARKS[benchmark].settings | (settings or {}))
+    mesh, tokenizer, model = train.build(config)
+    with jax.set_mesh(mesh):
+        predictor = Predictor(model, mesh, config.eval)
+        predictor.params = load_params(checkpoint, train.abstract_params(mesh, model, config), ema=ema)
+        scores = evaluate(predictor, mesh, config, sources, tokenizer, output,
+                          f"{pathlib.Path(checkpoint).name}, step {read_about(checkpoint)['next_step']}{', averaged' * ema}")
+    if jax.process_index() == 0 and len(sources) > 1:
+        _write_joined(output, sources)
+    return scores
+
+
+def score_results(benchmark, specs, path):
+    """Scores a result file. Returns: dict "source/metric" → float. Raises: ValueError for a file that does not fit."""
+    protocol, stored = PROTOCOLS.get(BENCHMARKS[benchmark].protocol), None
+    if protocol is None:
+        raise ValueError(f"{benchmark}: no scorer")
+    if len(specs) > 1:                                 # of several sets, as the submission file of ODinW has them
+        stored = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        missing = [spec["name"] for spec in specs if not isinstance(stored, dict) or spec["name"] not in stored]
+        if missing:
+            raise ValueError(f"{path}: found no results of {', '.join(missing[:5])}, expected an object with the results of "
+                             "every set under its name")
+    scores = {}
+    for spec in specs:
+        predictions = protocol.read(path if stored is None else stored[spec["name"]])
+        found = protocol.score(protocol.truth_of(spec, ""), predictions)
+        scores |= {f"{spec['name']}/{key}": value for key, value in found.items() if value is not None}
+    return scores
+
+
+def print_table(benchmark, scores, model=None):
+    """The scores in percent, the paper's beside the one that its table has; several sets with average and median."""
+    described = BENCHMARKS[benchmark]
+    table = Table("set", "metric", "percent", title=benchmark, title_style="")
+    sets = list(dict.fromkeys(name.rsplit("/", 1)[0] for name in scores))
+    for name, value in scores.items():
+        if len(sets) == 1 or name.endswith(f"/{described.headline}"):
+            table.add_row(*name.rsplit("/", 1), f"{100 * value:.2f}" if abs(value) <= 1.5 else f"{value:.2f}")
+    headline = [value for name, value in scores.items() if name.endswith(f"/{described.headline}")]
+    if len(headline) > 1:
+        table.add_section()
+        table.add_row("average", described.headline, f"{100 * statistics.mean(headline):.2f}")
+        table.add_row("median", described.headline, f"{100 * statistics.median(headline):.2f}")
+    if described.paper:
+        table.add_section()
+        for variant, value in described.paper.items():
+            if model in (None, variant):
+                table.add_row(f"{variant}, published", described.headline, f"{value:.1f}")
+    Console().print(table)
+
+
+def _write_joined(output, sources):
+    """All sets' results in one file, as ODinW's leaderboard takes them: {name: rows}."""
+    output = pathlib.Path(output)
+    files = [(chosen.name, (output if place == 0 else output / chosen.name) / chosen.chosen_protocol().file)
+             for place, chosen in enumerate(sources)]
+    text = ",\n".join(f"{json.dumps(name)}: {file.read_text(encoding='utf-8').strip()}" for name, file in files)
+    write_whole(output / "all_sets.json", "{" + text + "}\n")
+
+
+def _config(checkpoint, settings):
+    """The checkpoint's own config, with what is missing from it as in configs/common.py, and some settings replaced."""
+    stored = read_about(checkpoint)["config"]
+    config = common.get_config()
+    for section in ("model", "data", "eval"):
+        for key, value in stored[section].items():
+            if key in config[section] and not isinstance(config[section][key], ConfigDict):
+                config[section][key] = _tuples(value)
+    config.model.overrides = ConfigDict(stored["model"]["overrides"])
+    vocabulary = pathlib.Path(checkpoint) / "vocab.txt"
+    if vocabulary.exists():
+        config.data.vocabulary = str(vocabulary)
+    for key, value in settings.items():
+        if key not in config.eval:
+            raise ValueError(f"--{key}: no field of config.eval, expected one of {', '.join(sorted(config.eval))}")
+        config.eval[key] = value
+    return config
+
+
+def _tuples(value):
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _arguments(argv):
+    parser = argparse.ArgumentParser("glipv2 evaluate", usage=_USAGE, allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+                                     description=__doc__.split(": ", 1)[1])
+    parser.add_argument("--benchmark", required=True, choices=BENCHMARKS)
+    parser.add_argument("--data", required=True, help="folder of annotations and images; docs/evaluation.md has the layouts")
+    parser.add_argument("--split", help="; ".join(f"{name}: {', '.join(b.splits)}" for name, b in BENCHMARKS.items()))
+    parser.add_argument("--checkpoint", help="folder that training or glipv2 convert wrote")
+    parser.add_argument("--output", help="folder of the results; the same one goes on after a stop")
+    parser.add_argument("--results", help="score this file instead of a checkpoint")
+    parser.add_argument("--sets", help="of ODinW: names with commas, known ones or folders below the data")
+    parser.add_argument("--naming", choices=("13", "35"), help="of ODinW: class names of configs/odinw_13 or odinw_35")
+    parser.add_argument("--ema", action="store_true", help="score the averaged parameters")
+    parser.add_argument("--model", help="show the published number of this model alone")
+    args, unknown = parser.parse_known_args(argv)
+    settings = {}
+    for flag in unknown:
+        name, equals, value = flag.removeprefix("--").partition("=")
+        if not flag.startswith("--") or not equals:
+            parser.error(f"found {flag!r}, expected --FIELD=VALUE of config.eval")
+        try:
+            settings[name] = _tuples(json.loads(value))
+        except ValueError:
+            settings[name] = value
+    if not args.results and not (args.checkpoint and args.output):
+        parser.error("found no --results, expected --checkpoint and --output")
+    return args, settings
