@@ -7,6 +7,13 @@
 `configs/coco_json.py:small` (the default) is the quickstart's model on 256-pixel images: it runs on a laptop, and goes
 on from a quickstart with --config.init_from=runs/quickstart. `configs/coco_json.py:full` is GLIPv2-T at the paper's
 size, for an accelerator.
+
+Few-shot, as the reference fine-tunes on ODinW (its batch: 4): three images of each class, four times in an epoch, scored
+after every epoch; the rate falls when the AP stays, eight evaluations below the best end the run, the best is kept in
+runs/mine/best:
+
+    --config.data.train_shots=3 --config.data.train_copies=4 --config.train.num_epochs=200 \
+    --config.train.eval_every_epochs=1 --config.optimizer.schedule=plateau --config.train.stop_patience=8
 """
 from configs import common
 

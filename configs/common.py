@@ -52,6 +52,8 @@ def get_config():
     config.train = ml_collections.ConfigDict()
     config.train.batch_size = 64             # images of a step, over all devices
     config.train.num_steps = 330_000
+    # Passes over the data, each record `copies` times; takes the place of num_steps. 0: num_steps
+    config.train.num_epochs = 0
     config.train.accumulation_steps = 1      # micro-batches of a step
     config.train.ema_decay = 0.999           # of the averaged parameters; 0: none
     # Regular expressions of parameter paths to leave alone. Differs from GLIP: their dropout and drop path stay on.
@@ -59,6 +61,10 @@ def get_config():
     config.train.log_every_steps = 20
     config.train.checkpoint_every_steps = 2500
     config.train.eval_every_steps = 0        # 0: only at the end
+    config.train.eval_every_epochs = 0.0     # takes the place of eval_every_steps
+    # Evaluations during training choose the best state, kept in the workdir's folder `best`, and may end the run.
+    config.train.select_by = ""              # score, e.g. "eval/AP"; empty: the first AP, else the first of all
+    config.train.stop_patience = 0           # evaluations in a row below the best that end the run; 0: none do. GLIP: 8
     config.train.keep_checkpoints = 2
 
     config.optimizer = ml_collections.ConfigDict()
@@ -67,13 +73,14 @@ def get_config():
     config.optimizer.weight_decay = 1e-4
     config.optimizer.bias_rate_factor = 2.0
     config.optimizer.clip_norm = 1.0         # of the whole gradient; 0: off
-    config.optimizer.schedule = "multistep"  # or "cosine"
+    config.optimizer.schedule = "multistep"  # or "cosine", or "plateau": falls when the score of select_by stays
     config.optimizer.milestones = (0.67, 0.89)   # fractions of the run, or steps
-    config.optimizer.gamma = 0.1
+    config.optimizer.gamma = 0.1             # of multistep and plateau: the rate falls to this share of itself
+    config.optimizer.patience = 3            # plateau only: evaluations in a row without gain before the rate falls
     config.optimizer.warmup_steps = 2000
     config.optimizer.warmup_factor = 0.001
     config.optimizer.warmup_method = "linear"
-    config.optimizer.min_learning_rate = 1e-6    # cosine only
+    config.optimizer.min_learning_rate = 1e-6    # of cosine and plateau
     config.optimizer.decay_weight_decay = False  # GLIP-L drops the decay ahead of the rate
 
     config.loss = ml_collections.ConfigDict()

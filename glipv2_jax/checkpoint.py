@@ -24,14 +24,22 @@ class Checkpoints:
     def latest_step(self):
         return self._manager.latest_step()
 
-    def save(self, state, config, model_config):
-        """Saves in the background; a step that is already there is not written again."""
+    def save(self, state, config, model_config, **more):
+        """Saves in the background; a step that is already there is not written again.
+
+        more: what else `read_about` should tell.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        about = {"layout": _LAYOUT, "next_step": step, "model": model_config, "config": config}
+        about = {"layout": _LAYOUT, "next_step": step, "model": model_config, "config": config, **more}
         self._manager.save(step, args=ocp.args.Composite(
             state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)))
+
+    def forget_from(self, step):
+        """Deletes checkpoints of this step and later ones, which a run that was set back does over."""
+        for later in [found for found in self._manager.all_steps() if found >= step]:
+            self._manager.delete(later)
 
     def restore(self, abstract):
         """The latest state, on the shardings of `abstract`. None when the workdir holds no checkpoint."""
@@ -47,7 +55,8 @@ class Checkpoints:
 
 
 def read_about(directory):
-    """What the latest checkpoint of a workdir says of itself: step, model, config.
+    """What the latest checkpoint of a workdir says of itself: step, model, config; `plateau`, what its evaluations have
+    decided so far; of a best one `selected`, the score it was chosen by.
 
     Raises: FileNotFoundError when there is no checkpoint; ValueError for a layout this version does not know.
     """

@@ -18,8 +18,8 @@ def learning_rate(step, base, config, num_steps, factor=1.0):
 
     Args:
       step: int array. base: the group's base rate.
-      config: `config.optimizer`: schedule "multistep", "cosine" or "plateau", warmup_steps, warmup_factor, warmup_method
-        "linear" or "constant", milestones, gamma, min_learning_rate.
+      config: `config.optimizer`: schedule "multistep", "cosine" or "plateau", warmup_steps, warmup_factor,
+        warmup_method "linear" or "constant", milestones, gamma, min_learning_rate.
       num_steps: of the whole run.
       factor: of the base rate, in schedule "plateau" alone: float array, see `plateau.Plateau`.
     Returns: float32 array.

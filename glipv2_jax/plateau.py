@@ -6,18 +6,19 @@ _GAIN = 1e-4                 # relative; a smaller gain is none to the learning 
 
 @dataclasses.dataclass
 class Plateau:
-    """Two counters that know nothing of each other. Both start anew where a score is better.
+    """Two counters that know nothing of each other. Each starts anew where a score is better, in its own sense.
 
-    For the rate a score is better if it exceeds the last one that was by more than a ten-thousandth of it; the rate falls
-    when the count of the others exceeds `patience`, and the count starts anew. For the best state a score is better if no
-    former one was higher, so ties count; the run ends when the count of the others reaches `stop_patience`.
+    For the rate a score is better if it exceeds the last better one by more than a ten-thousandth of it. The rate falls
+    when the count of the others exceeds `patience`, and the count starts anew.
+    For the best state a score is better if no former one was higher, so ties count. The run ends when the count of the
+    others reaches `stop_patience`.
 
-    patience, gamma: of the rate and what it is multiplied by. warmup_steps: scores of earlier steps do not count for the
-    rate. stop_patience: 0 never stops.
+    patience: see above. gamma: what the rate is multiplied by when it falls. stop_patience: see above; 0 never stops.
+    warmup_steps: scores of earlier steps do not count for the rate.
 
     Source: GLIP, solver/lr_scheduler.py (WarmupReduceLROnPlateau) and engine/trainer.py.
-    Differs from GLIP: a score of exactly 0 counts for the rate, too; an evaluation during warm-up is not one more step of
-    the ramp; the best state is known without `stop_patience`, too; a missing score is refused, which GLIP takes as −1.
+    Differs from GLIP: a score of exactly 0 counts for the rate, too; an evaluation during warm-up is not one more step
+    of the ramp; the best state is known without `stop_patience`, too; a missing score is refused, not taken for −1.
     """
     patience: int = 3
     gamma: float = 0.1
@@ -62,5 +63,5 @@ class Plateau:
         return 0 < self.stop_patience <= self.below_best
 
     def state(self) -> dict:
-        """What has to be remembered, as JSON can hold it: `dataclasses.replace(plateau, **state)` goes on from there."""
+        """What has to be remembered, as JSON can hold it; `dataclasses.replace(plateau, **state)` goes on from it."""
         return {name: getattr(self, name) for name in ("gained", "bad", "drops", "best", "best_step", "below_best")}

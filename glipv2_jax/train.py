@@ -21,7 +21,8 @@ from glipv2_jax.files import write_whole
 from glipv2_jax.metrics import Progress, Waiting, Writer
 from glipv2_jax.models.config import model_config
 from glipv2_jax.models.glipv2 import GLIPv2
-from glipv2_jax.optim import default_freeze, make_optimizer
+from glipv2_jax.optim import default_freeze, make_optimizer, with_learning_rate_factor
+from glipv2_jax.plateau import Plateau
 from glipv2_jax.predict import Predictor
 from glipv2_jax.train_state import abstract_state, shardings_of
 from glipv2_jax.train_step import Objective, train_step
@@ -58,8 +59,25 @@ def make_eval_sources(data):
     return [EvalSource(spec["name"], make_source(spec, data.root), spec.get("protocol")) for spec in eval_specs(data)]
 
 
+def durations(train, epoch_records):
+    """Steps of a run, and from one evaluation to the next (0: none): those of `config.train`, or of its epochs.
+
+    Args:
+      epoch_records: how many an epoch has, copies included.
+    Raises: ValueError for epochs that are too short.
+    """
+    num_steps = train.num_epochs * epoch_records // train.batch_size if train.num_epochs else train.num_steps
+    every = (int(train.eval_every_epochs * epoch_records / train.batch_size) if train.eval_every_epochs
+             else train.eval_every_steps)
+    if num_steps < 1 or (train.eval_every_epochs and every < 1):
+        raise ValueError(f"train.num_epochs {train.num_epochs}, train.eval_every_epochs {train.eval_every_epochs}: found "
+                         f"{epoch_records:g} images in an epoch, expected a batch of {train.batch_size} at least; "
+                         "`copies` of a source lengthen it")
+    return int(num_steps), every
+
+
 def train_and_evaluate(config, workdir):
-    """Trains until `config.train.num_steps`, resuming what the workdir holds, then evaluates.
+    """Trains to its last step or its early stop, resuming what the workdir holds, then evaluates.
 
     Args:
       config: ConfigDict, as configs/common.py describes it.
@@ -82,9 +100,17 @@ def train_and_evaluate(config, workdir):
     specs = train_specs(d)
     sources = [make_source(spec, d.root) for spec in specs]
     eval_sources = make_eval_sources(d)
+    num_steps, eval_every = durations(t, sum(len(s) * spec.get("copies", 1) for spec, s in zip(specs, sources)))
+    eval_every = eval_every if eval_sources else 0
+    rate_falls = config.optimizer.schedule == "plateau"
+    if (rate_falls or t.stop_patience) and not eval_every:
+        raise ValueError(f"optimizer.schedule {config.optimizer.schedule!r}, train.stop_patience {t.stop_patience}: "
+                         "found no evaluation during training, expected train.eval_every_steps or eval_every_epochs, "
+                         "and data to evaluate on")
 
     # -- optimizer and losses
-    optimizer = make_optimizer(config.optimizer, t.num_steps, (*default_freeze(model.config), *t.freeze))
+    optimizer = make_optimizer(config.optimizer, num_steps, (*default_freeze(model.config), *t.freeze))
+    plateau = Plateau(config.optimizer.patience, config.optimizer.gamma, config.optimizer.warmup_steps, t.stop_patience)
     mlm_rate = config.loss.mlm_rate if model.config.mlm_head else 0.0
     contrastive_regions = config.loss.contrastive_regions if model.config.contrastive_dim else 0
     off = {name for name, setting in (("mlm", mlm_rate), ("inter", contrastive_regions)) if not setting}
@@ -100,10 +126,12 @@ def train_and_evaluate(config, workdir):
     records = {spec.get("name", source.name): len(source) for spec, source in zip(specs, sources)}
     about = json.loads(config.to_json_best_effort()) | {"records": records}, dataclasses.asdict(model.config)
     state = checkpoints.restore(abstract)
-    if state is not None and is_main:
-        for line in changed_fields(read_about(workdir)["config"], about[0]):
+    if state is not None:
+        before = read_about(workdir)
+        plateau = dataclasses.replace(plateau, **before.get("plateau", {}))
+        for line in changed_fields(before["config"], about[0]) if is_main else ():
             log.warning("resumed with another config than the checkpoint's: %s", line)
-    if state is None:
+    else:
         state = jax.jit(create, out_shardings=shardings_of(abstract))(jax.random.key(config.seed))
         if config.init_from:
             params = load_params(config.init_from, abstract.params)
@@ -113,10 +141,13 @@ def train_and_evaluate(config, workdir):
     if is_main:
         count = sum(x.size for x in jax.tree.leaves(state.params))
         log.info("%s: %.1f M parameters, mesh %s, from step %d of %d, %d training images", config.model.variant,
-                     count / 1e6, dict(mesh.shape), start_step, t.num_steps, sum(map(len, sources)))
+                     count / 1e6, dict(mesh.shape), start_step, num_steps, sum(map(len, sources)))
         write_whole(workdir / "config.json", config.to_json_best_effort(indent=2) + "\n")
+    best = Checkpoints(workdir / "best", keep=1) if eval_every else None
+    if is_main:
         # With its words beside it a checkpoint is all that prediction needs.
-        shutil.copyfile(tokenizer.vocabulary, workdir / "vocab.txt")
+        for folder in [workdir] + [workdir / "best"] * bool(eval_every):
+            shutil.copyfile(tokenizer.vocabulary, folder / "vocab.txt")
 
     # -- the step
     step_fn = jax.jit(functools.partial(train_step, model, objective, optimizer, t.ema_decay, t.accumulation_steps),
@@ -130,11 +161,26 @@ def train_and_evaluate(config, workdir):
         return evaluate(predictor, mesh, config, eval_sources, tokenizer, workdir,
                         f"{workdir.name}, step {int(state.step)}{', averaged' * config.eval.ema}")
 
+    def judge(state, scores):
+        """The state after its scores: it may be kept as the best, its learning rate may fall, and the run may end."""
+        step, (name, value) = int(state.step), selected_score(scores, t.select_by)
+        if plateau.update(value, step):
+            best.forget_from(step)
+            best.save(state.replace(opt_state=()), *about, selected={"score": name, "value": value})
+        if plateau.stopped:
+            log.info("step %d: stopped after %d evaluations below the best %s, %.4g at step %d, kept in %s", step,
+                     plateau.below_best, name, plateau.best, plateau.best_step, workdir / "best")
+        if not rate_falls:
+            return state
+        writer.scalars(step, {"learning_rate_factor": plateau.factor})
+        return state.replace(opt_state=with_learning_rate_factor(state.opt_state, plateau.factor))
+
     # -- loop
-    scores = {}
+    scores, scored_step = {}, None
     with (jax.set_mesh(mesh), contextlib.closing(checkpoints),
+          contextlib.closing(best) if best else contextlib.nullcontext(),
           Writer(workdir, enabled=is_main, start_step=start_step) as writer):
-        if start_step < t.num_steps:
+        if start_step < num_steps and not plateau.stopped:
             bad_records = BadRecords(d.max_bad_records)
             batches = train_batches(
                 **train_options(config, specs, sources, tokenizer), start_step=start_step,
@@ -144,32 +190,59 @@ def train_and_evaluate(config, workdir):
             log.info("compiling the training step, once for each canvas: about a minute for a small model, several for "
                      "a large one")
             pending = None
-            with Progress("train", total=t.num_steps, unit="steps", done=start_step) as progress:
-                for step, batch in zip(range(start_step, t.num_steps), batches):
+            with Progress("train", total=num_steps, unit="steps", done=start_step) as progress:
+                for step, batch in zip(range(start_step, num_steps), batches):
                     state, metrics = step_fn(state, sharding.global_batch(batch, mesh), key)
                     # The former step is looked at while this one runs: the device never waits for the host.
                     _check_finite(pending, sources)
                     pending = step, metrics, (batch["source"], batch["example_id"])
                     done = step + 1
-                    last = done == t.num_steps
+                    last = done == num_steps
                     if last or done % t.log_every_steps == 0 or done == start_step + 1:
                         values = {k: float(v) for k, v in jax.device_get(metrics).items()}
                         values |= _input_metrics(batch, batches, bad_records)
                         writer.scalars(done, values)
                         progress.update(done, values, images=(done - start_step) * t.batch_size)
-                    if last or (t.checkpoint_every_steps and done % t.checkpoint_every_steps == 0):
+                    # Scored before it is saved: a checkpoint holds what its own scores have decided.
+                    if not last and eval_every and done % eval_every == 0:
                         _check_finite(pending, sources)
-                        checkpoints.save(state, *about)
-                    if not last and t.eval_every_steps and done % t.eval_every_steps == 0:
-                        writer.scalars(done, score(state))
+                        scores, scored_step = score(state), done
+                        writer.scalars(done, scores)
+                        state = judge(state, scores)
+                    if last or plateau.stopped or (t.checkpoint_every_steps and done % t.checkpoint_every_steps == 0):
+                        _check_finite(pending, sources)
+                        checkpoints.save(state, *about, plateau=plateau.state())
+                    if plateau.stopped:
+                        break
             _check_finite(pending, sources)
-        started = time.perf_counter()
-        scores = score(state)
-        writer.scalars(t.num_steps, scores)
-        if is_main:
-            log.info("evaluated in %.0f s: %s", time.perf_counter() - started,
+        if scored_step != int(state.step):
+            started = time.perf_counter()
+            scores = score(state)
+            writer.scalars(int(state.step), scores)
+            if eval_every and not plateau.stopped:
+                judge(state, scores)
+            if is_main:
+                log.info("evaluated in %.0f s: %s", time.perf_counter() - started,
                          ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
     return scores
+
+
+def selected_score(scores, name=""):
+    """(name, value) of the score that a run is judged by, the same on all processes; process 0 alone has scores.
+
+    Args:
+      scores: dict "name/metric" → float. name: empty for the first AP, without one the first score of all.
+    Raises: ValueError without such a score.
+    """
+    name = name or next((key for key in scores if key.endswith("/AP")), next(iter(scores), ""))
+    value = float(scores.get(name, np.nan))
+    if jax.process_count() > 1:
+        # As bytes: on the device float64 would be rounded, and a near tie be decided in several ways.
+        value = np.frombuffer(np.asarray(multihost_utils.broadcast_one_to_all(
+            np.frombuffer(np.float64(value).tobytes(), np.uint8))).astype(np.uint8).tobytes(), np.float64).item()
+    if np.isnan(value):
+        raise ValueError(f"train.select_by: found no score {name!r}, expected one of {list(scores)}")
+    return name, value
 
 
 def changed_fields(before, now, where="config"):

@@ -36,7 +36,8 @@ def test_reference_runs(name, load_reference):
     for i, (step, score) in enumerate(zip(found["iteration"], found["ap"])):
         assert not plateau.stopped
         is_best = plateau.update(score, step)
-        assert (plateau.bad, plateau.gained) == (found["plateau_bad_count_after"][i], found["plateau_best_after"][i]), step
+        assert plateau.bad == found["plateau_bad_count_after"][i], step
+        assert plateau.gained == found["plateau_best_after"][i], step
         if plateau.stop_patience:
             assert (is_best, plateau.below_best, plateau.best) == (
                 found["saves_model_best"][i], found["terminate_counter_after"][i], found["best_after"][i]), step
@@ -119,7 +120,7 @@ def test_state_goes_through_json_in_the_middle():
 
 
 def test_the_factor_is_an_array_of_the_optimizer():
-    params = {"fpn": {"kernel": jnp.ones(3)}, "text_encoder": {"kernel": jnp.ones(3)}, "neck": {"kernel": jnp.ones(3)}}
+    params = {name: {"kernel": jnp.ones(3)} for name in ("fpn", "text_encoder", "neck")}
     optimizer = make_optimizer(settings(schedule="plateau", weight_decay=0.0), 100, freeze=("neck/",))
     state = jax.device_put(optimizer.init(params), jax.devices()[0])        # committed to its place, as a run's state is
     grads, step = jax.tree.map(jnp.ones_like, params), jax.jit(optimizer.update)

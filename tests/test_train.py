@@ -10,6 +10,7 @@ from pycocotools.coco import COCO
 from configs import common
 from glipv2_jax import train
 from glipv2_jax.checkpoint import load_params, read_about
+from glipv2_jax.predict import Detector
 from input_pipeline import stand_ins
 from input_pipeline.canvases import Order
 from input_pipeline.registry import make_source
@@ -142,6 +143,89 @@ def test_checkpoint_of_another_model_is_refused_by_name(finished):
         train.evaluate_only(config, workdir / "nowhere")
 
 
+APS = {2: 0.1, 4: 0.3, 6: 0.3, 8: 0.2, 10: 0.1, 12: 0.25}
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """(config, workdir, steps that were evaluated) of a run of at most 20 steps whose evaluations find `APS`."""
+    config, workdir, evaluated = small_config(), tmp_path_factory.mktemp("judged"), []
+    config.optimizer.schedule, config.optimizer.patience, config.optimizer.warmup_steps = "plateau", 0, 0
+    config.train.num_steps, config.train.eval_every_steps, config.train.stop_patience = 20, 2, 3
+    config.train.checkpoint_every_steps, config.train.keep_checkpoints = 4, 4
+
+    def evaluate(predictor, mesh, config, sources, tokenizer, workdir, checkpoint):
+        evaluated.append(int(checkpoint.split("step ")[1].split(",")[0]))
+        return {"captions/recall@1": 0.5, "heldout/AP": APS[evaluated[-1]]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "evaluate", evaluate)
+        train.train_and_evaluate(config, workdir)
+        yield config, workdir, evaluated
+
+
+def test_evaluations_lower_the_rate_keep_the_best_and_end_the_run(judged):
+    config, workdir, _ = judged
+    lines = _metrics(workdir)
+    assert [line["step"] for line in lines] == list(range(1, 13))            # of 20: the third below the best ends it
+    factors = [line["learning_rate_factor"] for line in lines if "learning_rate_factor" in line]
+    np.testing.assert_allclose(factors, [1, 1, 0.1, 0.01, 1e-3, 1e-4], rtol=1e-6)   # a tie is no gain
+    norms = [line["update_norm"] for line in lines]
+    assert norms[6] < 0.5 * norms[5] and norms[8] < 0.5 * norms[7]
+    assert read_about(workdir)["next_step"] == 12 and read_about(workdir)["plateau"]["below_best"] == 3
+    about = read_about(workdir / "best")                                     # a tie is the best
+    assert about["next_step"] == 6 and about["selected"] == {"score": "heldout/AP", "value": 0.3}
+    assert [folder.name for folder in (workdir / "best" / "checkpoints").iterdir()] == ["6"]
+    best, last = _params(config, workdir / "best", False), _params(config, workdir, False)
+    assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(best), jax.tree.leaves(last)))
+    assert Detector.from_pretrained(workdir / "best", ema=True).detect([np.zeros((64, 64, 3), np.uint8)], ["cat"])
+
+
+def test_a_judged_run_resumes_bit_for_bit_and_is_not_taken_up_after_its_end(judged, tmp_path):
+    """Stopped between a new best and the next checkpoint: what is in `best` was found by steps that are done again."""
+    config, workdir, evaluated = judged
+    shutil.copytree(workdir / "checkpoints" / "4", tmp_path / "checkpoints" / "4")
+    shutil.copytree(workdir / "best", tmp_path / "best")
+    shutil.copy(workdir / "metrics.jsonl", tmp_path)
+    evaluated.clear()
+    train.train_and_evaluate(config, tmp_path)
+    assert evaluated == [6, 8, 10, 12]
+    assert [line | {"input_wait": 0} for line in _metrics(tmp_path)] == [
+        line | {"input_wait": 0} for line in _metrics(workdir)]
+    for folder in (".", "best"):
+        jax.tree.map(np.testing.assert_array_equal, *(_params(config, run / folder, True) for run in (tmp_path, workdir)))
+        assert read_about(tmp_path / folder) == read_about(workdir / folder)
+    evaluated.clear()
+    assert train.train_and_evaluate(config, tmp_path) == {"captions/recall@1": 0.5, "heldout/AP": 0.25}
+    assert evaluated == [12] and read_about(tmp_path)["next_step"] == 12
+
+
+def test_epochs_as_the_reference_counts_them(load_reference):
+    for about in load_reference("evaluation/odinw_fewshot.json")["sets"].values():
+        for cases in about["documented_command"].values():
+            for expected in cases.values():
+                if expected is not True:
+                    settings = small_config().train
+                    settings.batch_size, settings.num_epochs, settings.eval_every_epochs = 4, 200, 1.0
+                    assert train.durations(settings, expected["dataset_length"]) == (
+                        expected["iterations"], expected["evaluation_period"])
+    settings = small_config().train
+    settings.eval_every_steps = 5
+    assert train.durations(settings, 100) == (6, 5)
+    settings.eval_every_epochs = 0.5
+    assert train.durations(settings, 100) == (6, 25)
+    with pytest.raises(ValueError, match="found 2 images in an epoch, expected a batch of 2 at least"):
+        train.durations(settings, 2)
+
+
+def test_the_score_that_judges_a_run():
+    scores = {"captions/recall@1": 0.5, "a/AP": 0.25, "b/AP": 0.75}
+    assert train.selected_score(scores) == ("a/AP", 0.25)
+    assert train.selected_score(scores, "b/AP") == ("b/AP", 0.75)
+    assert train.selected_score({"captions/recall@1": 0.5}) == ("captions/recall@1", 0.5)
+    with pytest.raises(ValueError, match=r"found no score 'c/AP', expected one of \['captions/recall@1', 'a/AP', 'b/AP'\]"):
+        train.selected_score(scores, "c/AP")
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_examples(tmp_path):
     config = small_config()
     config.loss.weights.alignment = float("nan")
@@ -175,6 +259,8 @@ def test_accumulation_and_frozen_parts_train(tmp_path):
     (lambda c: setattr(c.data, "train", ({"kind": "scene", "weight": 1.0},)), "found source kind 'scene', expected one of"),
     (lambda c: setattr(c.data, "train_json", "a.json"), "train_images, the folder of its images, is empty"),
     (lambda c: setattr(c.train, "accumulation_steps", 3), "found 2 in 3 micro-batches"),
+    (lambda c: setattr(c.optimizer, "schedule", "plateau"), "schedule 'plateau'.*found no evaluation during training"),
+    (lambda c: setattr(c.train, "stop_patience", 8), "stop_patience 8: found no evaluation during training"),
     (lambda c: setattr(c.mesh, "fsdp", 7), "expected the product of the axes"),
     (lambda c: setattr(c.model, "overrides", {"text_encoder": {"vocab_size": 9}}), "text encoder of 9 words, but the vocabulary has 30522"),
 ])
