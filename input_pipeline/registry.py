@@ -14,6 +14,7 @@ KINDS = {
     "odvg": ("odvg", "Odvg"),
     "tsv": ("tsv", "Tsv"),
     "voc": ("voc", "Voc"),
+    "flickr_entities": ("flickr_entities", "FlickrEntities"),
     "coco_captions": ("captions", "CocoCaptions"),
     "vqa": ("captions", "Vqa"),
     "records": ("records", "Records"),                 # what `glipv2 prepare` writes

@@ -2,17 +2,15 @@
 import os
 import pathlib
 from collections.abc import Sequence
-from xml.etree import ElementTree
 
 import numpy as np
 
 from input_pipeline import image_ops
 from input_pipeline.annotations import Problems, check_option, inclusive_boxes, refuse
+from input_pipeline.xml_file import read_xml
 
 CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
            "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
-# A document type may define entities that grow to gigabytes or name files; no annotation needs one.
-_FORBIDDEN = (b"<!DOCTYPE", b"<!ENTITY")
 
 
 class Voc:
@@ -97,21 +95,12 @@ class Voc:
 
 def _read(path, keep_difficult, bad_boxes):
     """(image file, (height, width), boxes [n, 4], class names)."""
+    root = read_xml(path)
     try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot read the annotation: {error.strerror}") from error
-    # Looked for in plain bytes, so the encoding must be one in which they show.
-    if b"\0" in text or any(word in text.upper() for word in _FORBIDDEN):
-        raise ValueError(f"{path}: found a document type or an encoding other than UTF-8, expected plain XML")
-    try:
-        root = ElementTree.fromstring(text)
         size = int(root.findtext("size/height")), int(root.findtext("size/width"))
         entries = [(entry.findtext("name").strip(), entry.findtext("difficult", "0").strip(),
                     [float(entry.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")])
                    for entry in root.iter("object")]
-    except ElementTree.ParseError as error:
-        raise ValueError(f"{path}: not XML: {error}") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: expected size/height and size/width, and in each object a name and bndbox/xmin, "
                          f"ymin, xmax, ymax as numbers: {error}") from error

@@ -16,6 +16,7 @@ import pytest
 
 from glipv2_jax import phrases_words
 from glipv2_jax.phrases import noun_phrases
+from input_pipeline.flickr_entities import parse_sentence
 from input_pipeline.scenes import Scenes
 from tests.conftest import REPOSITORY
 
@@ -153,11 +154,11 @@ def test_flickr30k_entities():
     with tarfile.open(FLICKR / "entities_val_1000.tar.gz") as archive:
         for image in (FLICKR / "val.txt").read_text().split()[500:]:
             lines = archive.extractfile(f"Sentences/{image}.txt").read().decode().splitlines()
-            captions += [marked(re.sub(r"\[/EN\S* ", "[", line)) for line in lines if line.strip()]
+            captions += map(parse_sentence, lines)
     began = time.perf_counter()
     found = [set(noun_phrases(caption)) for caption, _ in captions]
     seconds = time.perf_counter() - began
-    true = [{(b, e) for b, e in spans if caption[b:e].lower() not in PRONOUNS} for caption, spans in captions]
+    true = [{(b, e) for (b, e), *_ in phrases if caption[b:e].lower() not in PRONOUNS} for caption, phrases in captions]
     right = sum(len(one & other) for one, other in zip(found, true))
     precision, recall = right / sum(map(len, found)), right / sum(map(len, true))
     print(f"\n{len(captions)} captions, {sum(map(len, true))} phrases: precision {precision:.3f}, recall "

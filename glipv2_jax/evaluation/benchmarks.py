@@ -31,10 +31,12 @@ class Benchmark:
     paper: dict = dataclasses.field(default_factory=dict)
 
 
-def find_sources(name: str, data: str | os.PathLike, split: str | None = None, **options) -> list[dict]:
+def find_sources(name: str, data: str | os.PathLike, split: str | None = None, *, images: bool = True,
+                 **options) -> list[dict]:
     """The sources of a benchmark in a folder, before any model work.
 
     Args:
+      images: whether images are looked for too; scoring a result file needs none.
       options: `sets` (names, with commas) and `naming` ("13" or "35") of ODinW.
     Raises: ValueError naming the benchmark, split or file that is not there.
     """
@@ -46,7 +48,11 @@ def find_sources(name: str, data: str | os.PathLike, split: str | None = None, *
         raise ValueError(f"split of {name}: found {split!r}, expected one of {', '.join(benchmark.splits)}")
     if not folder.is_dir():
         raise ValueError(f"{data}: no such folder, expected the data of {name}")
-    return [{"protocol": benchmark.protocol, **spec} for spec in benchmark.find(folder, split, **options)]
+    specs = [{"protocol": benchmark.protocol, **spec} for spec in benchmark.find(folder, split, **options)]
+    for spec in specs:
+        if "image_folder" not in spec:
+            spec["image_folder"] = str(_folder_of(folder, _first_image(spec["json_path"])) if images else folder)
+    return specs
 
 
 def _file(folder, *patterns):
@@ -59,26 +65,30 @@ def _file(folder, *patterns):
     raise ValueError(f"{folder}: found no file {' or '.join(patterns)}, looked {_DEPTH} folders deep")
 
 
-def _image_folder(folder, json_path):
-    """The folder below which the first image of a file lies."""
+def _first_image(json_path):
+    """What a file calls its first image."""
     content = load_json(json_path)
     images = content.get("images") if isinstance(content, dict) else None
     first = images[0] if isinstance(images, list) and images and isinstance(images[0], dict) else {}
     name = first.get("file_name") or "/".join(str(first.get("coco_url", "")).split("/")[-2:])
     if not name:
         raise ValueError(f"{json_path}: found no images with a file_name, expected some")
+    return name
+
+
+def _folder_of(folder, name):
+    """The folder below which an image lies, the first of a data set."""
     level = [folder]
     for _ in range(_DEPTH + 1):
         for place in level:
             if (place / name).is_file():
                 return place
         level = [child for place in level for child in sorted(place.iterdir()) if child.is_dir()]
-    raise ValueError(f"{folder}: found no image {name}, the first of {json_path}, looked {_DEPTH} folders deep")
+    raise ValueError(f"{folder}: found no image {name}, the first of its data set, looked {_DEPTH} folders deep")
 
 
 def _of_json(folder, kind, name, json_path, **options):
-    return {"kind": kind, "name": name, "json_path": str(json_path), "image_folder": str(_image_folder(folder, json_path)),
-            **options}
+    return {"kind": kind, "name": name, "json_path": str(json_path), **options}
 
 
 def _coco(folder, split):
@@ -125,8 +135,12 @@ def _flickr(folder, split):
     except ValueError:
         path = _file(folder, f"final_flickr_separateGT_{split}.json", f"*flickr*{split}*.json")
         return [_of_json(folder, "grounding_json", f"flickr30k_{split}", path, keep_empty=True, bad_boxes="repair")]
-    return [{"kind": "flickr_entities", "name": f"flickr30k_{split}", "folder": str(sentences.parent),
-             "image_folder": str(_jpeg_folder(folder, sentences)), "split": _split_list(sentences.parent, split)}]
+    release = sentences.parent
+    listed = [place for place in (release, release.parent) if (place / f"{split}.txt").is_file()]
+    first = (listed[0] / f"{split}.txt").read_text().split()[0] if listed else min(p.stem for p in sentences.glob("*.txt"))
+    return [{"kind": "flickr_entities", "name": f"flickr30k_{split}", "folder": str(release),
+             "split": str(listed[0] / f"{split}.txt") if listed else None,
+             "image_folder": str(_folder_of(folder, f"{first}.jpg"))}]
 
 
 def _folder(folder, name):

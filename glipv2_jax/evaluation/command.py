@@ -35,7 +35,7 @@ def main(argv=None):
         options = {key: getattr(args, key) for key in ("sets", "naming") if getattr(args, key) is not None}
         if options and not args.benchmark.startswith("odinw"):
             raise ValueError(f"--{min(options)} belongs to odinw13 and odinw35, not to {args.benchmark}")
-        specs = find_sources(args.benchmark, args.data, args.split, **options)
+        specs = find_sources(args.benchmark, args.data, args.split, images=not args.results, **options)
         if args.results:
             scores = score_results(args.benchmark, specs, args.results)
         else:
@@ -56,7 +56,7 @@ def run(benchmark, specs, checkpoint, output, *, ema=False, settings=None):
     Returns: dict "source/metric" → float.
     Raises: ValueError, FileNotFoundError for data or weights that are not there; data is looked at first.
     """
-    if BENCHMARKS[benchmark].protocol not in PROTOCOLS:
+    if not hasattr(PROTOCOLS[BENCHMARKS[benchmark].protocol], "predictions"):
         raise ValueError(f"{benchmark}: no checkpoint can answer it yet, this package has no such head; --results=FILE scores "
                          "a result file")
     from glipv2_jax import train  # late: TensorFlow comes with the data
@@ -77,9 +77,7 @@ def run(benchmark, specs, checkpoint, output, *, ema=False, settings=None):
 
 def score_results(benchmark, specs, path):
     """Scores a result file. Returns: dict "source/metric" → float. Raises: ValueError for a file that does not fit."""
-    protocol, stored = PROTOCOLS.get(BENCHMARKS[benchmark].protocol), None
-    if protocol is None:
-        raise ValueError(f"{benchmark}: no scorer")
+    protocol, stored = PROTOCOLS[BENCHMARKS[benchmark].protocol], None
     if len(specs) > 1:                                 # of several sets, as the submission file of ODinW has them
         stored = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
         missing = [spec["name"] for spec in specs if not isinstance(stored, dict) or spec["name"] not in stored]
@@ -101,7 +99,7 @@ def print_table(benchmark, scores, model=None):
     sets = list(dict.fromkeys(name.rsplit("/", 1)[0] for name in scores))
     for name, value in scores.items():
         if len(sets) == 1 or name.endswith(f"/{described.headline}"):
-            table.add_row(*name.rsplit("/", 1), f"{100 * value:.2f}" if abs(value) <= 1.5 else f"{value:.2f}")
+            table.add_row(*name.rsplit("/", 1), f"{100 * value:.2f}")
     headline = [value for name, value in scores.items() if name.endswith(f"/{described.headline}")]
     if len(headline) > 1:
         table.add_section()
