@@ -32,6 +32,9 @@ def main(argv=None):
     set_up_logging()
     set_up_compilation_cache()
     try:
+        if not args.results and not hasattr(PROTOCOLS[BENCHMARKS[args.benchmark].protocol], "predictions"):
+            raise ValueError(f"{args.benchmark}: no checkpoint can answer it yet, this package has no such head; --results=FILE "
+                             "scores a result file")
         options = {key: getattr(args, key) for key in ("sets", "naming") if getattr(args, key) is not None}
         if options and not args.benchmark.startswith("odinw"):
             raise ValueError(f"--{min(options)} belongs to odinw13 and odinw35, not to {args.benchmark}")
@@ -56,9 +59,6 @@ def run(benchmark, specs, checkpoint, output, *, ema=False, settings=None):
     Returns: dict "source/metric" → float.
     Raises: ValueError, FileNotFoundError for data or weights that are not there; data is looked at first.
     """
-    if not hasattr(PROTOCOLS[BENCHMARKS[benchmark].protocol], "predictions"):
-        raise ValueError(f"{benchmark}: no checkpoint can answer it yet, this package has no such head; --results=FILE scores "
-                         "a result file")
     from glipv2_jax import train  # late: TensorFlow comes with the data
     from glipv2_jax.evaluate import EvalSource, evaluate
     from glipv2_jax.predict import Predictor
@@ -98,7 +98,7 @@ def print_table(benchmark, scores, model=None):
     table = Table("set", "metric", "percent", title=benchmark, title_style="")
     sets = list(dict.fromkeys(name.rsplit("/", 1)[0] for name in scores))
     for name, value in scores.items():
-        if len(sets) == 1 or name.endswith(f"/{described.headline}"):
+        if "/num_" not in name and (len(sets) == 1 or name.endswith(f"/{described.headline}")):
             table.add_row(*name.rsplit("/", 1), f"{100 * value:.2f}")
     headline = [value for name, value in scores.items() if name.endswith(f"/{described.headline}")]
     if len(headline) > 1:

@@ -9,12 +9,22 @@ import pathlib
 
 import numpy as np
 
-from glipv2_jax.evaluation import coco_ap, coco_json, lvis_ap, phrase_recall
+from glipv2_jax.evaluation import (
+    caption_scores,
+    coco_ap,
+    coco_json,
+    lvis_ap,
+    phrase_recall,
+    referring_accuracy,
+    region_iou,
+    vqa_accuracy,
+)
 from glipv2_jax.files import write_whole
 from input_pipeline import text_ops
 from input_pipeline.registry import make_source
 
 LVIS_MAX_DETS = 300      # of an image, in the standard AP
+REGION_SCORE = 0.5       # least score of a box of a region
 
 
 class CocoAP:
@@ -127,18 +137,144 @@ class PhraseRecall:
         return rows
 
     def write(self, path, rows):
-        write_whole(path, "[" + ",\n ".join(json.dumps(row, ensure_ascii=False) for row in rows) + "]\n")
+        _write_rows(path, rows)
 
     def read(self, path):
         return coco_ap.load(path)
 
     def score(self, truth, rows):
-        if len(truth) != len(rows):
-            raise ValueError(f"results: found {len(rows)} captions, expected the {len(truth)} of the data")
+        _check_length(truth, rows)
         for place, (phrases, row) in enumerate(zip(truth, rows)):
             if len(phrases) != len(row["boxes"]):
                 raise ValueError(f"results, caption {place}: found {len(row['boxes'])} phrases, expected {len(phrases)}")
         return phrase_recall.phrase_recall(list(zip(phrases, row["boxes"])) for phrases, row in zip(truth, rows))
+
+
+class Referring:
+    """Expressions that each mean one object: is the best box on it?"""
+    file = "predictions.json"
+    metric = "accuracy at IoU 0.5 of the best box of each expression; precision@k: of one of the k best"
+
+    def truth(self, source):
+        """For each record the box that is meant."""
+        return [source[index]["boxes"][0] if len(source[index]["boxes"]) else None for index in range(len(source))]
+
+    def truth_of(self, spec, root):
+        return self.truth(make_source(spec, root))
+
+    def predictions(self, source, parts):
+        """A row for each record, in order: its ten best boxes."""
+        rows = [None] * len(source)
+        for found in parts:
+            boxes, best = found.original_boxes(), np.argsort(-found.scores, kind="stable")
+            best = best[found.labels[best] == 0][:max(referring_accuracy.PRECISION_AT)]
+            rows[found.record] = {"image_id": found.image_id, "expression": source.caption(found.record),
+                                  "boxes": boxes[best].tolist(), "scores": found.scores[best].tolist()}
+        return rows
+
+    def write(self, path, rows):
+        _write_rows(path, rows)
+
+    def read(self, path):
+        return coco_ap.load(path)
+
+    def score(self, truth, rows):
+        _check_length(truth, rows)
+        return referring_accuracy.referring_accuracy(
+            (target, row["boxes"]) for target, row in zip(truth, rows) if target is not None)
+
+
+class Regions:
+    """Phrases that name regions of any number of instances: all boxes, or masks, of a phrase as one region."""
+    file = "predictions.json"
+    metric = (f"IoU of regions; predicted: union of the boxes with a score above {REGION_SCORE}, or else the best box; true: "
+              "union of the masks")
+
+    def truth(self, source):
+        """For each record the region as RLE, None without any instance."""
+        return [_true_region(source, index) for index in range(len(source))]
+
+    def truth_of(self, spec, root):
+        return self.truth(make_source(spec, root))
+
+    def predictions(self, source, parts):
+        """A row for each record, in order: the region as RLE."""
+        rows = [None] * len(source)
+        for found in parts:
+            mine = found.labels == 0
+            chosen = mine & (found.scores > REGION_SCORE)
+            if mine.any() and not chosen.any():
+                chosen = np.arange(len(mine)) == np.where(mine, found.scores, -1).argmax()
+            region = region_iou.union_of_boxes(found.original_boxes()[chosen], source.image_size(found.record))
+            rows[found.record] = {"image_id": found.image_id, "phrase": source.caption(found.record),
+                                  "segmentation": region | {"counts": region["counts"].decode("ascii")}}
+        return rows
+
+    def write(self, path, rows):
+        _write_rows(path, rows)
+
+    def read(self, path):
+        return coco_ap.load(path)
+
+    def score(self, truth, rows):
+        _check_length(truth, rows)
+        return region_iou.region_iou((true, row["segmentation"]) for true, row in zip(truth, rows))
+
+
+class Answers:
+    """Questions of VQA v2, scored from a result file: {question_id, answer}."""
+    file = "answers.json"
+    metric = "VQA v2 accuracy, official normalisation"
+
+    def truth_of(self, spec, root):
+        return pathlib.Path(root, spec["annotations_path"])
+
+    def read(self, path):
+        return coco_ap.load(path)
+
+    def score(self, truth, rows):
+        found = vqa_accuracy.vqa_accuracy(truth, rows)
+        return {"accuracy": found["accuracy"]} | {
+            f"accuracy ({kind})": value for kind, value in sorted(found["per_answer_type"].items())}
+
+
+class Captions:
+    """Captions of COCO, scored from a result file: {image_id, caption}. Only the images of the file are scored."""
+    file = "captions.json"
+    metric = "CIDEr-D, BLEU, ROUGE-L over Penn Treebank tokens"
+
+    def truth_of(self, spec, root):
+        references = {}
+        for annotation in coco_ap.load(pathlib.Path(root, spec["json_path"]))["annotations"]:
+            references.setdefault(annotation["image_id"], []).append(annotation["caption"])
+        return references
+
+    def read(self, path):
+        return coco_ap.load(path)
+
+    def score(self, references, rows):
+        candidates = {row["image_id"]: row["caption"] for row in rows}
+        if len(candidates) < len(rows):
+            raise ValueError(f"results: found {len(rows)} captions of {len(candidates)} images, expected one of each")
+        wanted = {image: references[image] for image in candidates if image in references}
+        found = caption_scores.caption_scores(wanted, candidates)
+        return {key: value for key, value in found.items() if key != "per_image"}
+
+
+def _true_region(source, index):
+    record = source[index]
+    if not len(record["boxes"]):
+        return None
+    return region_iou.union_of_masks(record["masks"], source.image_size(index))
+
+
+def _write_rows(path, rows):
+    write_whole(path, "[" + ",\n ".join(json.dumps(row, ensure_ascii=False) for row in rows) + "]\n")
+
+
+def _check_length(truth, rows):
+    if len(truth) != len(rows):
+        raise ValueError(f"results: found {len(rows)} rows, expected the {len(truth)} records of the data, in their order")
 
 
 def _boxes_of_phrases(record):
@@ -146,4 +282,5 @@ def _boxes_of_phrases(record):
     return [record["boxes"][phrase_of_box == phrase] for phrase in range(phrase_of_box.max(initial=-1) + 1)]
 
 
-PROTOCOLS = {"coco": CocoAP(), "lvis": LvisAP(), "phrases": PhraseRecall()}
+PROTOCOLS = {"coco": CocoAP(), "lvis": LvisAP(), "phrases": PhraseRecall(), "referring": Referring(), "regions": Regions(),
+             "answers": Answers(), "captions": Captions()}

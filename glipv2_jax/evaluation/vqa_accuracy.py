@@ -42,8 +42,8 @@ def vqa_accuracy(annotations, results):
     normalised only where the ten people disagree.
 
     Args:
-      annotations: content or path of an annotation file: `annotations`, each with question_id, question_type, answer_type and
-        ten answers. results: rows {question_id, answer}, or a path of them.
+      annotations: content or path of an annotation file: `annotations`, each with question_id, ten answers and
+        perhaps question_type and answer_type. results: rows {question_id, answer}, or a path of them.
     Returns: dict with floats in [0, 1]: accuracy, `per_answer_type`, `per_question_type` (dicts), and `per_question`, question
       id → float.
     Raises: ValueError naming questions that are missing, unknown or answered twice.
@@ -60,7 +60,7 @@ def vqa_accuracy(annotations, results):
     groups = {"answer_type": collections.defaultdict(list), "question_type": collections.defaultdict(list)}
     for question, value in per_question.items():
         for name, group in groups.items():
-            group[truth[question][name]].append(value)
+            group[truth[question].get(name, "unknown")].append(value)
     return {"accuracy": statistics.mean(per_question.values()), "per_question": per_question,
             **{f"per_{name}": {key: statistics.mean(values) for key, values in group.items()} for name, group in groups.items()}}
 
