@@ -1,21 +1,20 @@
 """A source over the official release of Flickr30k Entities: sentences whose phrases name entities, entities with boxes."""
-import dataclasses
 import os
 import pathlib
+from typing import NamedTuple
 
 import numpy as np
 
 from input_pipeline import image_ops
-from input_pipeline.annotations import Problems, refuse
+from input_pipeline.annotations import Problems, check_option, inclusive_boxes, refuse
 from input_pipeline.schema import NO_CLASS
 from input_pipeline.xml_file import read_xml
 
 
-@dataclasses.dataclass(frozen=True)
-class EntityPhrase:
-    """A phrase of a sentence. span: characters of the caption. entity: its id. types: "people", "scene", …"""
+class EntityPhrase(NamedTuple):
+    """A phrase of a sentence. span: characters of the caption. id: of the entity. types: "people", "scene", …"""
     span: tuple[int, int]
-    entity: str
+    id: str
     types: tuple[str, ...]
 
 
@@ -30,61 +29,67 @@ def parse_sentence(line: str) -> tuple[str, list[EntityPhrase]]:
         if word.startswith("["):
             fields = word[1:].split("/")
             if opened is not None or len(fields) < 3:
-                raise ValueError(f"found {word!r}, expected [/EN#id/type before the words of a phrase")
+                raise ValueError(f"found {word!r}, expected a phrase to begin with [/EN#id/type, after the end of another")
             opened = length, fields[1][3:], tuple(fields[2:])
             continue
         closes = opened is not None and word.endswith("]")
-        words.append(word[:-1] if closes else word)
-        end = length + len(words[-1])
+        word = word[:-1] if closes else word
+        if word:
+            words.append(word)
+            length += len(word) + 1
         if closes:
-            phrases.append(EntityPhrase((opened[0], end), *opened[1:]))
+            begin, entity, types = opened
+            if length == begin:
+                raise ValueError(f"found a phrase of entity {entity} without words")
+            phrases.append(EntityPhrase((begin, length - 1), entity, types))
             opened = None
-        length = end + 1
     if opened is not None:
-        raise ValueError("found a phrase without its closing bracket")
+        raise ValueError(f"found a phrase of entity {opened[1]} that does not end")
     return " ".join(words), phrases
 
 
 class FlickrEntities:
     """Random access to the sentences with at least one phrase that has a box.
 
-    Boxes are those of the XML as they stand, which is how the benchmark measures them. All files are read when the source is
-    opened.
+    All files are read when the source is opened. `image_id` of a record is its place: one photograph has several sentences.
 
     Args:
-      folder: holds Annotations/*.xml and Sentences/*.txt. image_folder: holds <id>.jpg.
-      split: file with an image id on each line; None: every image of Sentences.
+      folder: holds Annotations/*.xml and Sentences/*.txt.
+      image_folder: holds <number>.jpg; None: annotations alone.
+      split: file with the number of a photograph on each line, below the folder or as given; None: all of Sentences.
+      bad_boxes: "error", or "repair": boxes without area in their image are dropped.
       name: of the source in errors and logs.
     Raises: ValueError listing the files at fault.
     """
 
     class_names, category_ids = (), ()
 
-    def __init__(self, folder: str | os.PathLike, image_folder: str | os.PathLike, *, split: str | os.PathLike | None = None,
-                 name: str | None = None):
-        folder, self._images = pathlib.Path(folder), pathlib.Path(image_folder)
+    def __init__(self, folder: str | os.PathLike, image_folder: str | os.PathLike | None = None, *,
+                 split: str | os.PathLike | None = None, bad_boxes: str = "error", name: str | None = None):
+        check_option(bad_boxes)
+        folder = pathlib.Path(folder)
+        self._images = None if image_folder is None else pathlib.Path(image_folder)
         self.name = name or folder.name
-        for part in ("Annotations", "Sentences"):
-            if not (folder / part).is_dir():
-                raise ValueError(f"{folder}: found no folder {part}, expected the release of Flickr30k Entities")
-        try:
-            ids = (sorted(path.stem for path in (folder / "Sentences").glob("*.txt")) if split is None
-                   else pathlib.Path(split).read_text(encoding="utf-8").split())
-        except OSError as error:
-            raise ValueError(f"{split}: cannot read the list of images: {error.strerror}") from error
+        for place in (folder / "Annotations", folder / "Sentences", self._images):
+            if place is not None and not place.is_dir():
+                raise ValueError(f"{place}: no such folder, expected the release of Flickr30k Entities")
         self._records, self._sizes, problems = [], {}, Problems()
-        for image in ids:
+        for number in _numbers(folder, split):
+            entities = None
             with problems:
-                if not (self._images / f"{image}.jpg").is_file():
-                    raise ValueError(f"image {image}: no file {self._images / f'{image}.jpg'}")
-                self._sizes[image], boxes_of = _read_boxes(folder / "Annotations" / f"{image}.xml")
-                for number, (caption, phrases) in enumerate(_read_sentences(folder / "Sentences" / f"{image}.txt")):
-                    boxed = [(phrase, boxes_of[phrase.entity]) for phrase in phrases if phrase.entity in boxes_of]
+                self._sizes[number], entities = _read_boxes(folder / "Annotations" / f"{number}.xml", bad_boxes)
+            with problems:
+                sentences = _read_sentences(folder / "Sentences" / f"{number}.txt")
+                for line, (caption, phrases) in enumerate(sentences if entities is not None else []):
+                    boxed = [(phrase, entities[phrase.id]) for phrase in phrases if phrase.id in entities]
                     if boxed:
-                        self._records.append((image, number, caption, boxed))
+                        self._records.append((number, line, caption, boxed))
+            with problems:
+                if self._images is not None and not (self._images / f"{number}.jpg").is_file():
+                    raise ValueError(f"{self._images / f'{number}.jpg'}: no such image")
         refuse(folder, problems.found)
         if not self._records:
-            raise ValueError(f"{folder}: found no sentence with a box, expected at least one")
+            raise ValueError(f"{folder}: found no sentence with a phrase that has boxes, expected at least one")
 
     def __len__(self) -> int:
         return len(self._records)
@@ -102,47 +107,69 @@ class FlickrEntities:
 
     def image_bytes(self, index: int) -> bytes:
         """The image file as it is."""
+        if self._images is None:
+            raise ValueError(f"{self.name}: opened without image_folder, so it has no images")
         return image_ops.read_file(self._images / self.file_name(index))
 
     def __getitem__(self, index: int) -> dict:
-        """A record: a row for each box of each boxed phrase; `about` has `original_img_id`, `sentence_id` and the `types` of
-        each phrase."""
-        image, number, caption, boxed = self._records[index]
-        boxes = np.array([box for _, boxes in boxed for box in boxes], np.float32)
-        return {"image": lambda: image_ops.decode_of_size(self._images / f"{image}.jpg", self._sizes[image],
-                                                          f"image {image}", "its annotation states"),
-                "image_id": int(image), "caption": caption, "boxes": boxes,
-                "classes": np.full(len(boxes), NO_CLASS, np.int32),
-                "spans": [[phrase.span] for phrase, boxes in boxed for _ in boxes],
-                "about": {"original_img_id": int(image), "sentence_id": number,
-                          "types": [phrase.types for phrase, _ in boxed]}}
+        """A record: a row for each box of each boxed phrase. `about` has what the benchmark scores: `original_img_id`,
+        `sentence_id` and `phrases`, each with span, id, types and its boxes as the XML has them."""
+        number, line, caption, boxed = self._records[index]
+        rows = [(phrase.span, box) for phrase, entity in boxed for box in entity["usable"]]
+        return {"image": lambda: image_ops.decode_of_size(self.image_bytes(index), self.image_size(index),
+                                                          f"image {number}", "its annotation states"),
+                "image_id": index, "caption": caption,
+                "boxes": np.array([box for _, box in rows], np.float32).reshape(-1, 4),
+                "classes": np.full(len(rows), NO_CLASS, np.int32), "spans": [[span] for span, _ in rows],
+                "about": {"original_img_id": int(number), "sentence_id": line, "phrases": [
+                    {"span": phrase.span, "id": phrase.id, "types": phrase.types, "boxes": entity["stored"]}
+                    for phrase, entity in boxed]}}
 
 
-def _read_boxes(path):
-    """((height, width), {entity: [[x1, y1, x2, y2], …]})."""
-    root, boxes = read_xml(path), {}
+def _numbers(folder, split):
+    """Names of the photographs, in order."""
+    if split is None:
+        found = sorted((path.stem for path in (folder / "Sentences").glob("*.txt")), key=lambda stem: (len(stem), stem))
+    else:
+        places = [place for place in (folder / split, pathlib.Path(split)) if place.is_file()]
+        if not places:
+            raise ValueError(f"{split}: cannot read the split, looked in {folder} too")
+        found = places[0].read_text(encoding="utf-8").split()
+    if not found:
+        raise ValueError(f"{split or folder / 'Sentences'}: found no photograph, expected at least one")
+    return found
+
+
+def _read_boxes(path, bad_boxes):
+    """((height, width), {entity: {"stored": boxes as they are, "usable": those inside the image, corners inclusive}})."""
+    root, stored = read_xml(path), {}
     try:
         size = int(root.findtext("size/height")), int(root.findtext("size/width"))
         for entry in root.iter("object"):
-            if entry.find("bndbox") is not None:
-                box = [float(entry.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")]
+            for bndbox in entry.findall("bndbox"):
+                box = [float(bndbox.findtext(key)) for key in ("xmin", "ymin", "xmax", "ymax")]
+                box = [int(value) if value.is_integer() else value for value in box]
                 for entity in entry.findall("name"):
-                    boxes.setdefault(entity.text.strip(), []).append(box)
+                    stored.setdefault(entity.text.strip(), []).append(box)
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: expected size/height and size/width, and in each object names and perhaps bndbox/xmin, "
                          f"ymin, xmax, ymax as numbers: {error}") from error
-    return size, boxes
+    entities = {}
+    for entity, boxes in stored.items():
+        usable, keep = inclusive_boxes(boxes, size, f"{path}, entity {entity}", bad_boxes)
+        entities[entity] = {"stored": boxes, "usable": usable[keep]}
+    return size, entities
 
 
 def _read_sentences(path):
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ValueError(f"{path}: cannot read the sentences: {error.strerror}") from error
     found = []
-    for number, line in enumerate(lines):
+    for number, line in enumerate(lines, start=1):
         try:
             found.append(parse_sentence(line))
         except ValueError as error:
-            raise ValueError(f"{path}, line {number + 1}: {error}") from error
+            raise ValueError(f"{path}, line {number}: {error}") from error
     return found

@@ -1,10 +1,13 @@
 """Recall of phrases: hand-made cases of the any-box protocol."""
 import json
+import tarfile
 
 import numpy as np
 import pytest
 
-from glipv2_jax.evaluation.phrase_recall import phrase_recall
+from glipv2_jax.evaluation.phrase_recall import flickr_recall, phrase_recall
+from glipv2_jax.evaluation.protocols import FlickrRecall
+from input_pipeline.flickr_entities import FlickrEntities
 
 TRUE = [[10, 10, 30, 30]]
 WRONG = [100, 100, 120, 120]
@@ -46,3 +49,56 @@ def test_nothing_to_score_is_none_and_everything_is_json():
 def test_misshapen_boxes_are_named():
     with pytest.raises(ValueError, match=r"caption 1, phrase 0: pred_boxes: found shape \(1, 5\)"):
         phrase_recall([[], [(TRUE, [[0, 0, 1, 1, 0.5]])]])
+
+
+def test_merged_boxes_are_enclosed():
+    one = [[0, 0, 10, 10], [30, 0, 40, 10]], [[0, 0, 40, 10]]
+    assert phrase_recall([[one]])["recall@1"] == 0
+    assert phrase_recall([[one]], protocol="merged")["recall@1"] == 1
+    with pytest.raises(ValueError, match="'all', expected one of any, merged"):
+        phrase_recall([[one]], protocol="all")
+
+
+def test_equal_to_the_reference_on_flickr30k_entities(shared_data, load_reference, tmp_path):
+    told, arrays = load_reference("evaluation/flickr.json"), load_reference("evaluation/flickr.npz")
+    with tarfile.open(shared_data / "flickr30k_entities" / "entities_val_1000.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    (tmp_path / "some.txt").write_text("\n".join(map(str, told["image_ids"])))
+    truth = FlickrRecall().truth(FlickrEntities(tmp_path, split="some.txt"))
+    rows, hits = [], []
+    for sentence in told["sentences_detail"]:
+        found = slice(sentence["detections_start"], sentence["detections_end"])
+        scale = np.tile(np.array(sentence["size_wh"]) / sentence["resized_wh"], 2)
+        boxes, labels = arrays["boxes"][found] * scale, arrays["labels"][found]
+        order = np.argsort(-arrays["scores"][found], kind="stable")
+        rows.append({"image_id": sentence["image_id"], "sentence_id": sentence["sentence_id"],
+                     "boxes": [boxes[order[labels[order] == p["label"]]].tolist() for p in sentence["phrases"]]})
+    names = {"recall@1": "Recall@1", "recall@5": "Recall@5", "recall@10": "Recall@10", "upper_bound": "Upper_bound"}
+    for protocol, key in (("any", "separate"), ("merged", "merged")):
+        scores = flickr_recall(truth, rows, protocol)
+        ours = {f"{names[k]}_all": scores[k] for k in names} | {
+            f"{names[k]}_{kind}": values[k] for kind, values in scores["per_type"].items() for k in names}
+        assert ours == pytest.approx(told["reference"][key], abs=1e-12)
+        place = 0
+        for row in rows:
+            for n, of_phrase in enumerate(row["boxes"]):
+                one = phrase_recall([[(truth[row["image_id"], row["sentence_id"]][n][0], of_phrase)]], protocol=protocol)
+                hits.append([one[name] for name in names])
+                np.testing.assert_array_equal(hits[-1], arrays[f"hits_{key}"][place])
+                place += 1
+
+    # What the reference does with files that do not fit; it fails on an empty list of boxes, here that is a miss.
+    plain, empty = flickr_recall(truth, rows)["recall@1"], rows[0] | {"boxes": [[] for _ in rows[0]["boxes"]]}
+    told = told["behaviours_separate"]
+    assert flickr_recall(truth, [*rows, empty])["recall@1"] == plain == told["plain"]["recall_at_1_all"]
+    assert flickr_recall(truth, [empty, *rows[1:], rows[0]])["recall@1"] == pytest.approx(
+        told["first_sentence_with_no_boxes_then_the_real_one_at_end"]["recall_at_1_all"])
+    assert flickr_recall(truth, [*rows, rows[0] | {"sentence_id": 77}])["recall@1"] == plain
+    texts = [row | {"image_id": str(row["image_id"]), "sentence_id": str(row["sentence_id"])} for row in rows]
+    assert flickr_recall(truth, texts)["recall@1"] == plain
+    dummies = [row | {"boxes": [[*of_phrase, [0, 0, 0, 0]] for of_phrase in row["boxes"]]} for row in rows]
+    assert flickr_recall(truth, dummies)["recall@1"] == plain
+    with pytest.raises(ValueError, match="nothing for 1 of 209 sentences"):
+        flickr_recall(truth, rows[:-1])
+    with pytest.raises(ValueError, match="found boxes of 5 phrases, expected 4"):
+        flickr_recall(truth, [rows[0] | {"boxes": [*rows[0]["boxes"], []]}, *rows[1:]])

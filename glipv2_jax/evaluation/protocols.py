@@ -150,6 +150,62 @@ class PhraseRecall:
         return phrase_recall.phrase_recall(list(zip(phrases, row["boxes"])) for phrases, row in zip(truth, rows))
 
 
+class FlickrRecall:
+    """Phrases of Flickr30k Entities: any of a phrase's boxes, and beside it the box around all of them."""
+    file = "predictions.json"
+    metric = "recall of phrases at IoU 0.5, any box of the phrase; merged_: the smallest box around all of them"
+
+    def truth(self, source):
+        """(image, sentence) → [(boxes, types)] of its phrases; boxes as the annotation has them, corners not inclusive."""
+        truth = {}
+        for index in range(len(source)):
+            record = source[index]
+            about = record.get("about", {})
+            if "original_img_id" not in about or "sentence_id" not in about:
+                raise ValueError(f"source {source.name!r}, record {index}: found no original_img_id and sentence_id, expected "
+                                 "the release of Flickr30k Entities or its file of MDETR")
+            truth[about["original_img_id"], about["sentence_id"]] = [
+                (boxes, types) for _, boxes, types in _benchmark_phrases(record)]
+        return truth
+
+    def truth_of(self, spec, root):
+        return self.truth(make_source(spec, root))
+
+    def predictions(self, source, parts):
+        """A row for each sentence: for each phrase of the benchmark its boxes, by falling score."""
+        rows = [None] * len(source)
+        for found in parts:
+            record, boxes = source[found.record], found.original_boxes()
+            order = np.argsort(-found.scores, kind="stable")
+            label_of = {spans: label for label, spans in enumerate(text_ops.phrases_of(record)[0])}
+            chosen = [order[found.labels[order] == label_of.get(spans, -1)] for spans, _, _ in _benchmark_phrases(record)]
+            rows[found.record] = {
+                "image_id": record["about"]["original_img_id"], "sentence_id": record["about"]["sentence_id"],
+                "boxes": [boxes[one].tolist() for one in chosen], "scores": [found.scores[one].tolist() for one in chosen]}
+        return rows
+
+    def write(self, path, rows):
+        _write_rows(path, rows)
+
+    def read(self, path):
+        return coco_ap.load(path)
+
+    def score(self, truth, rows):
+        scores = phrase_recall.flickr_recall(truth, rows)
+        merged = phrase_recall.flickr_recall(truth, rows, "merged")
+        by_type = {f"recall@1 ({kind})": values["recall@1"] for kind, values in scores.pop("per_type", {}).items()}
+        return scores | {f"merged_recall@{k}": merged[f"recall@{k}"] for k in phrase_recall.RECALL_AT} | by_type
+
+
+def _benchmark_phrases(record):
+    """[(spans, boxes as the annotation has them, types)] of the phrases that are scored."""
+    if "phrases" in record["about"]:
+        return [((phrase["span"],), phrase["boxes"], phrase["types"]) for phrase in record["about"]["phrases"]]
+    spans, of_box = text_ops.phrases_of(record)
+    return [(of_phrase, record["boxes"][of_box == label] + np.float32([0, 0, 1, 1]), ())
+            for label, of_phrase in enumerate(spans)]
+
+
 class Referring:
     """Expressions that each mean one object: is the best box on it?"""
     file = "predictions.json"
@@ -282,5 +338,6 @@ def _boxes_of_phrases(record):
     return [record["boxes"][phrase_of_box == phrase] for phrase in range(phrase_of_box.max(initial=-1) + 1)]
 
 
-PROTOCOLS = {"coco": CocoAP(), "lvis": LvisAP(), "phrases": PhraseRecall(), "referring": Referring(), "regions": Regions(),
+PROTOCOLS = {"coco": CocoAP(), "lvis": LvisAP(), "phrases": PhraseRecall(), "flickr": FlickrRecall(),
+             "referring": Referring(), "regions": Regions(),
              "answers": Answers(), "captions": Captions()}
