@@ -31,6 +31,8 @@ def get_config():
     # the number of records times `copies`, and at least half detection.
     config.data.train = ()
     config.data.eval = ()                    # sources: dicts of kind, name and the kind's options
+    # A benchmark of glipv2_jax/evaluation/benchmarks.py, its folder and split; with --mode=evaluate in the place of `eval`.
+    config.data.benchmark = config.data.benchmark_folder = config.data.benchmark_split = ""
     config.data.class_names = ml_collections.ConfigDict()   # better words for classes of a COCO file, file's → prompt's
     config.data.bad_boxes = "error"          # of a COCO file; "repair" drops or cuts boxes outside of their image
     config.data.vocabulary = ""              # WordPiece file; empty: bert-base-uncased, which ships with the package
@@ -109,6 +111,9 @@ def get_config():
     config.eval.views = ()
     config.eval.merge = "none"               # of the views' boxes: none (suppression), vote, soft-vote or soft-nms
     config.eval.merge_threshold = 0.6
+    config.eval.legacy_width = True          # COCO results with width = x2 − x1 + 1, as the reference; False: x2 − x1
+    config.eval.coco_scorer = "pycocotools"  # or "faster": faster-coco-eval, equal numbers
+    config.eval.region_score = 0.5           # least score of a box that belongs to a phrase's region (PhraseCut)
     config.eval.records_per_part = 256       # what a stopped evaluation repeats, at most
     config.eval.ema = False                  # score the averaged parameters
     config.eval.num_pictures = 12            # of each source, on the sheet

@@ -45,9 +45,9 @@ def evaluate(predictor, mesh, config, sources, tokenizer, workdir, checkpoint):
         parts = inference.detect(predictor, mesh, config, source, tokenizer, folder / ".parts", name,
                                  {"weights": fingerprint}, classes)
         if jax.process_index() == 0:
-            predictions = protocol.predictions(source, parts)
+            predictions = protocol.predictions(source, parts, config.eval)
             protocol.write(folder / protocol.file, predictions)
-            found = protocol.score(protocol.truth(source), predictions)
+            found = protocol.score(protocol.truth(source), predictions, config.eval)
             scores |= {f"{name}/{key}": value for key, value in found.items() if value is not None}
             e = config.eval
             coco_json.write_protocol(folder / "protocol.json", {
@@ -56,10 +56,8 @@ def evaluate(predictor, mesh, config, sources, tokenizer, workdir, checkpoint):
                           f"{[tuple(c) for c in e.canvases]} pixels that holds it",
                 "prompt": [[prompt.caption for prompt in chunk] for chunk in classes] or "each caption",
                 "classes_per_prompt": max((len(chunk[0].classes) for chunk in classes), default=None),
-                "views": [list(view) for view in e.views], "merge": e.merge if e.views else None,
                 "score_threshold": e.score_threshold, "nms_threshold": e.nms_threshold,
-                "max_detections": e.max_detections, "pre_nms_top_n": e.pre_nms_top_n, "aggregation": e.aggregation,
-                "metric": protocol.metric, "results": protocol.file, "scores": found,
+                "max_detections": e.max_detections, "settings": e.to_dict(), "metric": protocol.metric, "results": protocol.file, "scores": found,
                 "seconds": time.perf_counter() - started})
             pictures.write(folder / "pictures.jpg", source, parts, config.eval.num_pictures)
         parts.delete()

@@ -1,5 +1,6 @@
 """A run from beginning to end. Read from top to bottom."""
 import contextlib
+import copy
 import dataclasses
 import functools
 import json
@@ -17,6 +18,7 @@ from jax.experimental import multihost_utils
 from glipv2_jax import sharding
 from glipv2_jax.checkpoint import Checkpoints, load_params, read_about
 from glipv2_jax.evaluate import EvalSource, evaluate
+from glipv2_jax.evaluation.benchmarks import BENCHMARKS, find_sources
 from glipv2_jax.files import write_whole
 from glipv2_jax.metrics import Progress, Waiting, Writer
 from glipv2_jax.models.config import model_config
@@ -280,18 +282,29 @@ def _check_finite(pending, sources):
 
 
 def evaluate_only(config, workdir):
-    """Scores the latest checkpoint of a workdir on the config's evaluation sources, and writes the results there.
+    """Scores the latest checkpoint of a workdir, and writes the results there.
+
+    Scored are the config's evaluation sources, or where `config.data.benchmark` names one that benchmark, in a folder of its
+    name and with its settings.
 
     Returns: dict of scores.
-    Raises: FileNotFoundError without a checkpoint; ValueError if it does not fit the config's model.
+    Raises: FileNotFoundError without a checkpoint; ValueError if it does not fit the config's model, or for missing data.
     """
+    output, d = pathlib.Path(workdir), config.data
+    if d.benchmark:
+        specs = find_sources(d.benchmark, pathlib.Path(d.root, d.benchmark_folder), d.benchmark_split or None)
+        output, config = output / d.benchmark, copy.deepcopy(config)
+        config.eval.update(BENCHMARKS[d.benchmark].settings)
+        sources = [EvalSource(spec["name"], make_source(spec), spec["protocol"]) for spec in specs]
+    else:
+        sources = make_eval_sources(d)
     mesh, tokenizer, model = build(config)
     params = load_params(workdir, abstract_params(mesh, model, config), ema=config.eval.ema)
     with jax.set_mesh(mesh):
         predictor = Predictor(model, mesh, config.eval)
         predictor.params = params
         name = f"{pathlib.Path(workdir).name}, step {read_about(workdir)['next_step']}{', averaged' * config.eval.ema}"
-        scores = evaluate(predictor, mesh, config, make_eval_sources(config.data), tokenizer, workdir, name)
+        scores = evaluate(predictor, mesh, config, sources, tokenizer, output, name)
     if jax.process_index() == 0:
         log.info("%s", ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
     return scores

@@ -1,8 +1,11 @@
 """`glipv2 evaluate --benchmark`: data found or missing by name, ODinW's sets, every protocol from a checkpoint to a table."""
 import itertools
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from glipv2_jax.evaluation import benchmarks, command, odinw
 from glipv2_jax.evaluation.parts import Found, Parts
 from input_pipeline import prompts, stand_ins
 from input_pipeline.tokenizer import Tokenizer
+from tests.conftest import REPOSITORY
 from tests.test_train import small_config
 
 
@@ -74,7 +78,7 @@ def test_views_and_wordings(checkpoint, data, tmp_path):
     same = scores("same", "--score_threshold=0.0", "--views=[[64,64]]", "--records_per_part=2")
     assert same["scores"]["AR100"] == pytest.approx(plain["scores"]["AR100"], abs=0.1)
     both = scores("both", "--views=[[64,64],[96,96,true]]", "--merge=vote", "--classes_per_prompt=3")
-    assert len(both["prompt"]) > 1 and both["views"] == [[64, 64], [96, 96, True]] and both["merge"] == "vote"
+    assert len(both["prompt"]) > 1 and both["settings"]["views"] == [[64, 64], [96, 96, True]]
     worded = scores("worded", '--wordings=["{name}","a photo of a {name}"]', "--classes_per_prompt=2")
     assert worded["prompt"][0][1].startswith("a photo of a ")
     twice = scores("twice", '--wordings=["{name}","{name}"]', "--score_threshold=0.0")
@@ -128,6 +132,35 @@ def test_missing_data_is_named_before_any_model_work(arguments, message, tmp_pat
     with pytest.raises(SystemExit, match=message):
         run(*arguments, "--checkpoint=none", "--output=none")
     assert not pathlib.Path("none").exists()
+
+
+def test_the_same_detections_on_any_number_of_devices(checkpoint, data, tmp_path):
+    """Bytes are equal where a device has as many images and threads; fake devices share the threads of one machine."""
+    found = {}
+    for devices in (1, 2, 8):
+        output = tmp_path / str(devices)
+        done = subprocess.run(
+            [sys.executable, "-m", "glipv2_jax.cli", "evaluate", "--benchmark=coco", f"--data={data}/coco",
+             f"--checkpoint={checkpoint}", f"--output={output}", "--score_threshold=0.0", f"--batch_size={max(devices, 2)}"],
+            env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"},
+            cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found[devices] = json.loads((output / "detections.json").read_text())
+    for devices in (2, 8):
+        assert len(found[devices]) == len(found[1])
+        for one, other in zip(found[1], found[devices]):
+            assert (one["image_id"], one["category_id"]) == (other["image_id"], other["category_id"])
+            np.testing.assert_allclose([*one["bbox"], one["score"]], [*other["bbox"], other["score"]], atol=2e-3)
+
+
+def test_a_benchmark_through_a_config(checkpoint, data, capsys):
+    config = small_config()
+    config.data.root, config.data.benchmark, config.data.benchmark_folder = str(data), "coco", "coco"
+    scores = train.evaluate_only(config, checkpoint)
+    assert "coco/AP" in scores and (checkpoint / "coco" / "detections.json").exists()
+    config.data.benchmark_folder = "nowhere"
+    with pytest.raises(ValueError, match="nowhere: no such folder"):
+        train.evaluate_only(config, checkpoint)
 
 
 def test_missing_images_and_unknown_settings_are_named(checkpoint, data, tmp_path):

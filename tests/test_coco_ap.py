@@ -149,3 +149,44 @@ class TestGroundTruthFromSource:
             ground_truth_from_source(Records([record(4), record(4)]))
         with pytest.raises(ValueError, match="box 1 has class -1"):
             ground_truth_from_source(Records([record(4, classes=np.int32([0, -1, 0]))]))
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_the_faster_scorer_gives_the_same_numbers(iou_type, shared_data):
+    folder = shared_data / "eval_parity" / "coco_det"
+    files = folder / "instances_val2014_100.json", folder / f"instances_val2014_fake{iou_type}100_results.json"
+    slow, fast = (coco_ap(*files, iou_type=iou_type, scorer=scorer) for scorer in ("pycocotools", "faster"))
+    expected = json.loads((folder / "expected.json").read_text())[iou_type]
+    per_class = slow.pop("per_class_AP50"), fast.pop("per_class_AP50")
+    assert fast == pytest.approx(slow, abs=1e-6)
+    assert per_class[1] == pytest.approx(per_class[0], abs=1e-6)
+    stats = expected.get("stats", expected)
+    for name in ("AP", "AP50", "AP75", "APs", "APm", "APl"):
+        assert slow[name] == pytest.approx(stats[name], abs=1e-9)
+    with pytest.raises(ValueError, match="'slow', expected pycocotools or faster"):
+        coco_ap(*files, scorer="slow")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_both_scorers_on_hostile_detections(seed):
+    """Ties, duplicates, crowds, empty images and classes, areas on the edges of their ranges."""
+    rng = np.random.default_rng(seed)
+    sides = np.array([1, 31, 32, 33, 95, 96, 97, 200])
+    boxes = lambda n: [[*rng.integers(0, 300, 2).tolist(), *rng.choice(sides, 2).tolist()] for _ in range(n)]      # noqa: E731
+    truth = {"images": [{"id": i} for i in range(12)], "categories": [{"id": c, "name": str(c)} for c in range(1, 7)],
+             "annotations": []}
+    rows = []
+    for image in range(9):
+        for box in boxes(rng.integers(0, 8)):
+            truth["annotations"].append({"id": len(truth["annotations"]) + 1, "image_id": image, "bbox": box,
+                                         "category_id": int(rng.integers(1, 5)), "area": box[2] * box[3],
+                                         "iscrowd": int(rng.random() < 0.2)})
+    for a in truth["annotations"]:
+        for _ in range(rng.integers(0, 3)):
+            rows.append({"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"],
+                         "score": float(rng.choice([0.3, 0.5, 0.9]))})
+    rows += [{"image_id": int(rng.integers(0, 12)), "category_id": int(rng.integers(1, 7)), "bbox": box,
+              "score": float(rng.choice([0.3, 0.5, 0.9]))} for box in boxes(60)]
+    slow, fast = (coco_ap(truth, rows, scorer=scorer) for scorer in ("pycocotools", "faster"))
+    assert slow.pop("per_class_AP50") == pytest.approx(fast.pop("per_class_AP50"), abs=1e-6)
+    assert slow == pytest.approx(fast, abs=1e-6)

@@ -21,7 +21,7 @@ PROTOCOL_KEYS = (
 )
 
 
-def detection_rows(image_id, boxes, scores, labels, *, category_ids, scale=(1.0, 1.0), masks=None):
+def detection_rows(image_id, boxes, scores, labels, *, category_ids, scale=(1.0, 1.0), masks=None, legacy_width=True):
     """The detections of one image as rows of a COCO result file, in pixels of the file.
 
     Args:
@@ -32,8 +32,9 @@ def detection_rows(image_id, boxes, scores, labels, *, category_ids, scale=(1.0,
       category_ids: the id that the result file uses for each label.
       scale: (y, x) floats: canvas pixels = scale × original pixels.
       masks: [K, h, w] bool in the file's own pixels, or None.
+      legacy_width: width = x2 − x1 + 1, as the reference writes and its AP was measured; False: x2 − x1.
     Returns: list of K dicts {image_id, category_id, bbox, score} of plain ints and floats, best score first.
-      bbox is [x, y, width, height] with width = x2 − x1 + 1 after the division by the scale. With masks each
+      bbox is [x, y, width, height], its width taken after the division by the scale. With masks each
       row also has `segmentation`, a compressed RLE as in COCO.
     Raises: ValueError if lengths differ, a label has no category, the image is a padding example, or a value
       is not finite.
@@ -56,7 +57,7 @@ def detection_rows(image_id, boxes, scores, labels, *, category_ids, scale=(1.0,
 
     y, x = scale
     boxes = boxes / np.array([x, y, x, y], np.float64)
-    sizes = boxes[:, 2:] - boxes[:, :2] + 1
+    sizes = boxes[:, 2:] - boxes[:, :2] + legacy_width
     rows = []
     for k in np.argsort(-scores, kind="stable"):
         row = {

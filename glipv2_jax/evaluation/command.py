@@ -40,7 +40,7 @@ def main(argv=None):
             raise ValueError(f"--{min(options)} belongs to odinw13 and odinw35, not to {args.benchmark}")
         specs = find_sources(args.benchmark, args.data, args.split, images=not args.results, **options)
         if args.results:
-            scores = score_results(args.benchmark, specs, args.results)
+            scores = score_results(args.benchmark, specs, args.results, settings)
         else:
             scores = run(args.benchmark, specs, args.checkpoint, args.output, ema=args.ema, settings=settings)
     except (ValueError, OSError) as error:
@@ -75,9 +75,9 @@ def run(benchmark, specs, checkpoint, output, *, ema=False, settings=None):
     return scores
 
 
-def score_results(benchmark, specs, path):
-    """Scores a result file. Returns: dict "source/metric" → float. Raises: ValueError for a file that does not fit."""
-    protocol, stored = PROTOCOLS[BENCHMARKS[benchmark].protocol], None
+def score_results(benchmark, specs, path, settings=None):
+    """Scores a result file. settings: as in `run`. Returns: dict "source/metric" → float. Raises: ValueError for a file that does not fit."""
+    protocol, stored, e = PROTOCOLS[BENCHMARKS[benchmark].protocol], None, _replaced(common.get_config(), settings or {}).eval
     if len(specs) > 1:                                 # of several sets, as the submission file of ODinW has them
         stored = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
         missing = [spec["name"] for spec in specs if not isinstance(stored, dict) or spec["name"] not in stored]
@@ -87,7 +87,7 @@ def score_results(benchmark, specs, path):
     scores = {}
     for spec in specs:
         predictions = protocol.read(path if stored is None else stored[spec["name"]])
-        found = protocol.score(protocol.truth_of(spec, ""), predictions)
+        found = protocol.score(protocol.truth_of(spec, ""), predictions, e)
         scores |= {f"{spec['name']}/{key}": value for key, value in found.items() if value is not None}
     return scores
 
@@ -134,10 +134,18 @@ def _config(checkpoint, settings):
     vocabulary = pathlib.Path(checkpoint) / "vocab.txt"
     if vocabulary.exists():
         config.data.vocabulary = str(vocabulary)
+    return _replaced(config, settings)
+
+
+def _replaced(config, settings):
+    """The config with some fields of `eval` replaced. Raises: ValueError for a name or type that does not fit."""
     for key, value in settings.items():
         if key not in config.eval:
             raise ValueError(f"--{key}: no field of config.eval, expected one of {', '.join(sorted(config.eval))}")
-        config.eval[key] = value
+        try:
+            config.eval[key] = value
+        except TypeError as error:
+            raise ValueError(f"--{key}: {error}") from error
     return config
 
 

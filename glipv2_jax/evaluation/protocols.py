@@ -1,6 +1,6 @@
 """What is asked of a source, the file that answers it, and the scores of that file: one class for each protocol.
 
-`predictions` gathers what a model found, `write` puts it into the benchmark's own format, `read` takes such a file of any
+`settings` is `config.eval`. `predictions` gathers what a model found, `write` puts it into the benchmark's own format, `read` takes such a file of any
 model, and `score` compares either with the truth.
 """
 import importlib.metadata
@@ -24,7 +24,6 @@ from input_pipeline import text_ops
 from input_pipeline.registry import make_source
 
 LVIS_MAX_DETS = 300      # of an image, in the standard AP
-REGION_SCORE = 0.5       # least score of a box of a region
 
 
 class CocoAP:
@@ -43,11 +42,12 @@ class CocoAP:
             return str(pathlib.Path(root, spec["json_path"])), ()
         return self.truth(make_source(spec, root))
 
-    def predictions(self, source, parts):
+    def predictions(self, source, parts, settings):
         rows = []
         for found in parts:
             rows += coco_json.detection_rows(found.image_id, found.boxes, found.scores, found.labels,
-                                             category_ids=source.category_ids, scale=found.scale)
+                                             category_ids=source.category_ids, scale=found.scale,
+                                             legacy_width=settings.legacy_width)
         return rows
 
     def write(self, path, rows):
@@ -56,12 +56,12 @@ class CocoAP:
     def read(self, path):
         return coco_ap.load(path)
 
-    def score(self, truth, rows):
+    def score(self, truth, rows, settings):
         truth, held_out = truth
-        everything = coco_ap.coco_ap(truth, rows)
-        scores = {key: everything[key] for key in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")}
+        everything = coco_ap.coco_ap(truth, rows, scorer=settings.coco_scorer)
+        scores = {key: value for key, value in everything.items() if key != "per_class_AP50"}
         if held_out:
-            scores["heldout_AP50"] = coco_ap.coco_ap(truth, rows, classes=held_out)["AP50"]
+            scores["heldout_AP50"] = coco_ap.coco_ap(truth, rows, classes=held_out, scorer=settings.coco_scorer)["AP50"]
         return scores
 
 
@@ -78,7 +78,7 @@ class LvisAP:
     def truth_of(self, spec, root):
         return coco_ap.load(pathlib.Path(root, spec["json_path"]))
 
-    def predictions(self, source, parts):
+    def predictions(self, source, parts, settings):
         fixed, standard = lvis_ap.BestPerClass(), lvis_ap.BestPerClass(None)
         for found in parts:
             boxes = found.original_boxes()
@@ -102,7 +102,7 @@ class LvisAP:
             best.add(image, rows["bbox"][chosen], rows["score"][chosen], rows["category_id"][chosen])
         return best.arrays(), rows
 
-    def score(self, truth, predictions):
+    def score(self, truth, predictions, settings):
         fixed, standard = (lvis_ap.lvis_ap(truth, found, max_dets=limit)
                            for found, limit in zip(predictions, (-1, LVIS_MAX_DETS)))
         return {key: value for key, value in fixed.items() if key != "per_class"} | {
@@ -121,7 +121,7 @@ class PhraseRecall:
     def truth_of(self, spec, root):
         return self.truth(make_source(spec, root))
 
-    def predictions(self, source, parts):
+    def predictions(self, source, parts, settings):
         """A row for each record, in order: every phrase of its caption with its boxes, by falling score."""
         rows = [None] * len(source)
         for found in parts:
@@ -142,7 +142,7 @@ class PhraseRecall:
     def read(self, path):
         return coco_ap.load(path)
 
-    def score(self, truth, rows):
+    def score(self, truth, rows, settings):
         _check_length(truth, rows)
         for place, (phrases, row) in enumerate(zip(truth, rows)):
             if len(phrases) != len(row["boxes"]):
@@ -171,7 +171,7 @@ class FlickrRecall:
     def truth_of(self, spec, root):
         return self.truth(make_source(spec, root))
 
-    def predictions(self, source, parts):
+    def predictions(self, source, parts, settings):
         """A row for each sentence: for each phrase of the benchmark its boxes, by falling score."""
         rows = [None] * len(source)
         for found in parts:
@@ -190,7 +190,7 @@ class FlickrRecall:
     def read(self, path):
         return coco_ap.load(path)
 
-    def score(self, truth, rows):
+    def score(self, truth, rows, settings):
         scores = phrase_recall.flickr_recall(truth, rows)
         merged = phrase_recall.flickr_recall(truth, rows, "merged")
         by_type = {f"recall@1 ({kind})": values["recall@1"] for kind, values in scores.pop("per_type", {}).items()}
@@ -218,7 +218,7 @@ class Referring:
     def truth_of(self, spec, root):
         return self.truth(make_source(spec, root))
 
-    def predictions(self, source, parts):
+    def predictions(self, source, parts, settings):
         """A row for each record, in order: its ten best boxes."""
         rows = [None] * len(source)
         for found in parts:
@@ -234,7 +234,7 @@ class Referring:
     def read(self, path):
         return coco_ap.load(path)
 
-    def score(self, truth, rows):
+    def score(self, truth, rows, settings):
         _check_length(truth, rows)
         return referring_accuracy.referring_accuracy(
             (target, row["boxes"]) for target, row in zip(truth, rows) if target is not None)
@@ -243,7 +243,7 @@ class Referring:
 class Regions:
     """Phrases that name regions of any number of instances: all boxes, or masks, of a phrase as one region."""
     file = "predictions.json"
-    metric = (f"IoU of regions; predicted: union of the boxes with a score above {REGION_SCORE}, or else the best box; true: "
+    metric = ("IoU of regions; predicted: union of the boxes with a score above eval.region_score, or else the best box; true: "
               "union of the masks")
 
     def truth(self, source):
@@ -253,12 +253,12 @@ class Regions:
     def truth_of(self, spec, root):
         return self.truth(make_source(spec, root))
 
-    def predictions(self, source, parts):
+    def predictions(self, source, parts, settings):
         """A row for each record, in order: the region as RLE."""
         rows = [None] * len(source)
         for found in parts:
             mine = found.labels == 0
-            chosen = mine & (found.scores > REGION_SCORE)
+            chosen = mine & (found.scores > settings.region_score)
             if mine.any() and not chosen.any():
                 chosen = np.arange(len(mine)) == np.where(mine, found.scores, -1).argmax()
             region = region_iou.union_of_boxes(found.original_boxes()[chosen], source.image_size(found.record))
@@ -272,7 +272,7 @@ class Regions:
     def read(self, path):
         return coco_ap.load(path)
 
-    def score(self, truth, rows):
+    def score(self, truth, rows, settings):
         _check_length(truth, rows)
         return region_iou.region_iou((true, row["segmentation"]) for true, row in zip(truth, rows))
 
@@ -288,7 +288,7 @@ class Answers:
     def read(self, path):
         return coco_ap.load(path)
 
-    def score(self, truth, rows):
+    def score(self, truth, rows, settings):
         found = vqa_accuracy.vqa_accuracy(truth, rows)
         return {"accuracy": found["accuracy"]} | {
             f"accuracy ({kind})": value for kind, value in sorted(found["per_answer_type"].items())}
@@ -308,7 +308,7 @@ class Captions:
     def read(self, path):
         return coco_ap.load(path)
 
-    def score(self, references, rows):
+    def score(self, references, rows, settings):
         candidates = {row["image_id"]: row["caption"] for row in rows}
         if len(candidates) < len(rows):
             raise ValueError(f"results: found {len(rows)} captions of {len(candidates)} images, expected one of each")
