@@ -28,7 +28,7 @@ def parse_sentence(line: str) -> tuple[str, list[EntityPhrase]]:
     for word in line.split():
         if word.startswith("["):
             fields = word[1:].split("/")
-            if opened is not None or len(fields) < 3:
+            if opened is not None or len(fields) < 3 or not fields[1].startswith("EN#"):
                 raise ValueError(f"found {word!r}, expected a phrase to begin with [/EN#id/type, after the end of another")
             opened = length, fields[1][3:], tuple(fields[2:])
             continue
@@ -77,6 +77,8 @@ class FlickrEntities:
         for number in _numbers(folder, split):
             entities = None
             with problems:
+                if not number.isdecimal():
+                    raise ValueError(f"photograph {number!r}: expected a number of Flickr")
                 self._sizes[number], entities = _read_boxes(folder / "Annotations" / f"{number}.xml", bad_boxes)
             with problems:
                 sentences = _read_sentences(folder / "Sentences" / f"{number}.txt")
@@ -166,6 +168,8 @@ def _read_sentences(path):
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ValueError(f"{path}: cannot read the sentences: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8: {error}") from error
     found = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -62,6 +62,7 @@ def test_parse_sentence():
 
 @pytest.mark.parametrize("line, message", [
     ("[a dog] runs", r"found '\[a', expected a phrase to begin with"),
+    ("[/a/b dog]", r"found '\[/a/b', expected"),
     ("[/EN#3 a dog]", r"found '\[/EN#3', expected"),
     ("[/EN#3/animals a dog runs", "a phrase of entity 3 that does not end"),
     ("see [/EN#3/animals ]", "a phrase of entity 3 without words")])
@@ -138,6 +139,11 @@ def test_what_is_missing_is_named(release, tmp_path):
     (folder / "Sentences" / "9000000001.txt").unlink()
     (folder / "list.txt").write_text("9000000001\n5\n")
     with pytest.raises(ValueError, match=r"(?s)problems: 3.*Sentences/9000000001.txt: cannot read.*Annotations/5.xml: cannot"):
+        FlickrEntities(folder, split="list.txt")
+    release(thing(("7",), (1, 2, 30, 40)))
+    (folder / "Sentences" / "9000000001.txt").write_bytes(b"caf\xe9")
+    (folder / "list.txt").write_text("9000000001\nnone\n")
+    with pytest.raises(ValueError, match=r"(?s)problems: \d.*9000000001.txt: not UTF-8.*photograph 'none': expected a number"):
         FlickrEntities(folder, split="list.txt")
 
 

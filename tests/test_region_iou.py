@@ -27,4 +27,6 @@ def test_unions_count_a_pixel_once():
     masks[0, :10, :10] = masks[1, 5:10, :10] = True
     both = union_of_boxes([[0, 0, 9, 9], [0, 5, 9, 9], [-5, 0, 3, 3]], SIZE)
     assert region_iou([(union_of_masks(masks, SIZE), both)])["mean_IoU"] == 1
+    outside = union_of_boxes([[-9, 2, -1, 5], [2, -9, 5, -1], [30, 2, 40, 5], [0, 0, 9, 9]], SIZE)
+    assert region_iou([(union_of_masks(masks, SIZE), outside)])["mean_IoU"] == 1
     assert region_iou([(union_of_masks(masks[:0], SIZE), None)])["mean_IoU"] == 1

@@ -36,8 +36,9 @@ def union_of_boxes(boxes, size):
       boxes: [K, 4] xyxy, corners inclusive. size: (height, width).
     """
     mask = np.zeros(size, np.uint8, order="F")
-    for x1, y1, x2, y2 in np.round(np.asarray(boxes, np.float64).reshape(-1, 4)).astype(int).clip(0).tolist():
-        mask[y1:y2 + 1, x1:x2 + 1] = 1
+    edges = np.round(np.asarray(boxes, np.float64).reshape(-1, 4)).astype(int) + [0, 0, 1, 1]
+    for left, top, right, bottom in edges.clip(0).tolist():     # clipped as edges: a box left of the image has no pixel in it
+        mask[top:bottom, left:right] = 1
     return coco_mask.encode(mask)
 
 
