@@ -19,6 +19,10 @@ def spec_of(path, images=None):
     if file.is_dir():
         if (file / CARD).is_file():
             return {"kind": "records", "folder": str(file)}
+        if (file / "Annotations").is_dir() and (file / "Sentences").is_dir():
+            if images is None:
+                raise ValueError(f"{path}: looks like Flickr30k Entities; found no folder of its images, expected --images=FOLDER")
+            return {"kind": "flickr_entities", "folder": str(file), "image_folder": str(images)}
         if (file / "Annotations").is_dir():
             return {"kind": "voc", "folder": str(file)}
         raise ValueError(f"{path}: found a folder without Annotations or dataset.json, expected an annotation file, a folder of VOC or a prepared one; "

@@ -84,7 +84,11 @@ def detect(predictor, mesh, config, source, tokenizer, folder, name, key, classe
                     for found, *sizes in batch:
                         seen.setdefault(found.record, []).append((view, found, *sizes))
                     progress.advance(len(batch))
-            parts.add([_merged(of_record, e) if views else of_record[0][1] for of_record in seen.values()])
+            found = [_merged(of_record, e) if views else of_record[0][1] for of_record in seen.values()]
+            if jax.process_index() == 0:
+                # From the source and not the device, whose whole numbers have 32 bits; ids of data sets may have more.
+                found = [dataclasses.replace(one, image_id=int(source[one.record]["image_id"])) for one in found]
+            parts.add(found)
     return parts
 
 
@@ -107,7 +111,7 @@ def _encoded(predictor, classes, max_tokens):
 def _batch(predictor, batch, chunks, decode):
     """Yields (Found, size on the canvas, size of the file) of a global batch's records."""
     levels = predictor.encode_image(batch)
-    keys = ("record", "example_id", "scale", "image_size", "original_size", *(() if chunks else ("phrase_tokens",)))
+    keys = ("record", "scale", "image_size", "original_size", *(() if chunks else ("phrase_tokens",)))
     about = predictor.gather({key: batch[key] for key in keys})
     results = []
     if chunks:
@@ -123,7 +127,7 @@ def _batch(predictor, batch, chunks, decode):
         if record < 0:
             continue                                                      # padding of the last batch
         kept = [{key: value[i][found["mask"][i]] for key, value in found.items()} for found in results]
-        yield Found(record, int(about["example_id"][i]), tuple(about["scale"][i].tolist()),
+        yield Found(record, record, tuple(about["scale"][i].tolist()),
                     *(np.concatenate([part[key] for part in kept]) for key in ("boxes", "scores", "labels"))
                     ), tuple(about["image_size"][i].tolist()), tuple(about["original_size"][i].tolist())
 

@@ -11,7 +11,8 @@ def region_iou(examples):
     Args:
       examples: iterable of pairs (true region, predicted region), each COCO RLE, or None for an empty one.
     Returns: dict of floats `mean_IoU`, `cumulative_IoU` (all intersections over all unions), `precision@0.5`, `@0.7`, `@0.9`
-      (share of phrases with a greater IoU), None without an example; `num_phrases`. Two empty regions have IoU 1.
+      (share of phrases with a greater IoU), None without an example; `num_phrases`. Two empty regions have IoU 0, as in the
+      official code.
     Source: Wu et al., PhraseCut (CVPR 2020), section 4.
     """
     intersections, unions = [], []
@@ -21,11 +22,11 @@ def region_iou(examples):
         intersections.append(both)
         unions.append(sum(areas) - both)
     intersections, unions = np.array(intersections, np.float64), np.array(unions, np.float64)
-    iou = np.where(unions > 0, intersections / np.maximum(unions, 1), 1.0)
+    iou = intersections / np.maximum(unions, 1)
     if not len(iou):
         return {"mean_IoU": None, "cumulative_IoU": None, **{f"precision@{t}": None for t in PRECISION_AT}, "num_phrases": 0}
     return {"mean_IoU": float(iou.mean()),
-            "cumulative_IoU": float(intersections.sum() / unions.sum()) if unions.sum() else 1.0,
+            "cumulative_IoU": float(intersections.sum() / max(unions.sum(), 1)),
             **{f"precision@{t}": float((iou > t).mean()) for t in PRECISION_AT}, "num_phrases": len(iou)}
 
 
