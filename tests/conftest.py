@@ -51,11 +51,16 @@ def reference_dir():
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """Folder of small real data sets beside the repository; tests that need it are skipped without."""
-    folder = REPOSITORY.parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("no shared data")
-    return folder
+    """Function of a path: where that small real data set lies, ../shared/data or the part of it that is in tests/data.
+
+    A path that neither holds skips the test and says so.
+    """
+    def find(path):
+        for folder in (REPOSITORY.parent / "shared" / "data", REPOSITORY / "tests" / "data"):
+            if (folder / path).exists():
+                return folder / path
+        pytest.skip(f"no shared data {path}")
+    return find
 
 
 @pytest.fixture(scope="session")

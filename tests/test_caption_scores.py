@@ -12,7 +12,7 @@ NAMES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr")
 
 @pytest.fixture(scope="module")
 def folder(shared_data):
-    return shared_data / "eval_parity" / "captions"
+    return shared_data("eval_parity/captions/captions_val2017.json").parent
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,8 @@ def people(folder):
     return captions
 
 
-def test_words_are_those_of_the_java_tokenizer(folder):
-    pairs = json.loads((folder / "ptb_tokenize_vectors.json").read_text())
+def test_words_are_those_of_the_java_tokenizer(shared_data):
+    pairs = json.loads(shared_data("eval_parity/captions/ptb_tokenize_vectors.json").read_text())
     assert len(pairs) == 511
     for caption, words in pairs:
         assert " ".join(tokenize(caption)) == words

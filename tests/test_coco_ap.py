@@ -153,7 +153,7 @@ class TestGroundTruthFromSource:
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 def test_the_faster_scorer_gives_the_same_numbers(iou_type, shared_data):
-    folder = shared_data / "eval_parity" / "coco_det"
+    folder = shared_data("eval_parity/coco_det")
     files = folder / "instances_val2014_100.json", folder / f"instances_val2014_fake{iou_type}100_results.json"
     slow, fast = (coco_ap(*files, iou_type=iou_type, scorer=scorer) for scorer in ("pycocotools", "faster"))
     expected = json.loads((folder / "expected.json").read_text())[iou_type]

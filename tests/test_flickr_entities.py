@@ -14,9 +14,9 @@ LINE = "[/EN#0/notvisual It] shows [/EN#7/people/other A small child] on [/EN#8/
 @pytest.fixture(scope="module")
 def official(shared_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("flickr30k")
-    with tarfile.open(shared_data / "flickr30k_entities" / "entities_val_1000.tar.gz") as archive:
+    with tarfile.open(shared_data("flickr30k_entities/entities_val_1000.tar.gz")) as archive:
         archive.extractall(folder, filter="data")
-    return FlickrEntities(folder, split=str(shared_data / "flickr30k_entities" / "val.txt"))
+    return FlickrEntities(folder, split=str(shared_data("flickr30k_entities/val.txt")))
 
 
 def test_the_official_split_counts(official):
@@ -40,7 +40,7 @@ def test_equal_to_the_reference(official, load_reference):
 
 
 def test_photographs(shared_data):
-    folder = shared_data / "flickr30k_entities" / "sample"
+    folder = shared_data("flickr30k_entities/sample")
     source = make_source({"kind": "flickr_entities", "folder": "sample", "image_folder": "sample/Images", "name": "eight"},
                          str(folder.parent))
     assert source.name == "eight" and source.class_names == () and len(source) == 39

@@ -11,7 +11,7 @@ NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR", "
 
 @pytest.fixture(scope="module")
 def case(reference_dir, shared_data):
-    folder = shared_data / "eval_parity" / "lvis_val_100"
+    folder = shared_data("eval_parity/lvis_val_100")
     if not (reference_dir / "evaluation" / "lvis_fixed_ap.json").exists():
         pytest.skip(f"{reference_dir} holds no evaluation")
     extended = dict(np.load(reference_dir / "evaluation" / "lvis_extended.npz"))

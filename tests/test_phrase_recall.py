@@ -61,7 +61,7 @@ def test_merged_boxes_are_enclosed():
 
 def test_equal_to_the_reference_on_flickr30k_entities(shared_data, load_reference, tmp_path):
     told, arrays = load_reference("evaluation/flickr.json"), load_reference("evaluation/flickr.npz")
-    with tarfile.open(shared_data / "flickr30k_entities" / "entities_val_1000.tar.gz") as archive:
+    with tarfile.open(shared_data("flickr30k_entities/entities_val_1000.tar.gz")) as archive:
         archive.extractall(tmp_path, filter="data")
     (tmp_path / "some.txt").write_text("\n".join(map(str, told["image_ids"])))
     truth = FlickrRecall().truth(FlickrEntities(tmp_path, split="some.txt"))

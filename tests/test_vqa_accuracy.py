@@ -7,7 +7,7 @@ from glipv2_jax.evaluation.vqa_accuracy import normalize_answer, vqa_accuracy, w
 
 
 def test_answers_are_normalised_as_by_the_official_code(shared_data):
-    vectors = json.loads((shared_data / "eval_parity" / "vqa" / "answer_normalisation_vectors.json").read_text())
+    vectors = json.loads((shared_data("eval_parity/vqa/answer_normalisation_vectors.json")).read_text())
     assert len(vectors) == 145
     for vector in vectors:
         assert without_punctuation(vector["raw"]) == vector["after_punctuation"], vector
@@ -17,7 +17,7 @@ def test_answers_are_normalised_as_by_the_official_code(shared_data):
 @pytest.mark.parametrize("name, annotations, results", [
     ("real_3", "v2_annotations_3", "v2_results_3"), ("made_240", "made_annotations_240", "made_results_240")])
 def test_equal_to_the_official_code(shared_data, name, annotations, results):
-    folder = shared_data / "eval_parity" / "vqa"
+    folder = shared_data("eval_parity/vqa")
     content = json.loads((folder / f"{annotations}.json").read_text())
     content = content if isinstance(content, dict) else {"annotations": content}
     expected = json.loads((folder / "expected.json").read_text())[name]
