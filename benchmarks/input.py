@@ -1,6 +1,6 @@
 """Images per second of the training stream on this machine, and where the time of an image goes.
 
-    python -m benchmarks.input --json=train.json --images=train/ --steps=20 --batch=16
+    python -m benchmarks.input --json=train.json --images=train/ --steps=100 --batch=16 --reads=2
 
 Any COCO-format file will do; its images are read once before, so that they come from the page cache. The parts are those
 of one thread, under a profiler. With `--torch` the same files go through a torch DataLoader that does what the
@@ -96,7 +96,7 @@ def main():
     parser.add_argument("--json", required=True, help="COCO-format annotation file")
     parser.add_argument("--images", required=True, help="folder of its images")
     parser.add_argument("--augment", default=data.augment)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=100, help="few would be those that are ready before the clock starts")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--reads", type=int, default=data.parallel_reads, help="examples read at a time; torch: workers")
     parser.add_argument("--torch", action="store_true", help="compare with a torch DataLoader")
