@@ -6,6 +6,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from glipv2_jax.evaluation.coco_ap import coco_ap
 from glipv2_jax.evaluation.coco_json import PROTOCOL_KEYS, detection_rows, write_protocol, write_results
 
 PROTOCOL = {key: "as in the test" for key in PROTOCOL_KEYS}
@@ -94,3 +95,30 @@ def test_protocol_names_what_is_missing(tmp_path):
     partial = {key: value for key, value in PROTOCOL.items() if key not in ("prompt", "metric")}
     with pytest.raises(ValueError, match=r"missing keys \['prompt', 'metric'\]"):
         write_protocol(tmp_path / "p.json", partial)
+
+
+def test_conversion_and_scores_equal_the_reference(load_reference, shared_data):
+    told, arrays = load_reference("evaluation/coco_convert.json"), load_reference("evaluation/coco_convert.npz")
+    path = shared_data("coco_small/annotations/instances_val.json")
+    category_ids = sorted(category["id"] for category in json.loads(path.read_text())["categories"])
+    results = {}
+    for legacy_width in (True, False):
+        rows = []
+        for place, image_id in enumerate(told["image_ids"]):
+            (width, height, new_width, new_height) = np.ravel(told["sizes_original_wh_resized_wh"][place])
+            found = slice(told["offsets"][place], told["offsets"][place + 1])
+            rows += detection_rows(image_id, arrays["boxes"][found], arrays["scores"][found], arrays["labels"][found] - 1,
+                                   category_ids=category_ids, scale=(new_height / height, new_width / width),
+                                   legacy_width=legacy_width)
+        results[legacy_width] = rows
+
+    def key(row):
+        return row["image_id"], row["category_id"], round(row["score"], 6), round(row["bbox"][0], 1)
+    theirs = sorted(told["bbox_results"], key=key)
+    for ours, expected in zip(sorted(results[True], key=key), theirs, strict=True):
+        assert (ours["image_id"], ours["category_id"]) == (expected["image_id"], expected["category_id"])
+        np.testing.assert_allclose([*ours["bbox"], ours["score"]], [*expected["bbox"], expected["score"]], atol=1e-3)
+    for legacy_width, stats in ((True, told["bbox"]["stats"]), (False, told["bbox_without_plus_one"])):
+        scores = coco_ap(path, results[legacy_width])
+        for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"):
+            assert scores[name] == pytest.approx(stats[name], abs=1e-4), (legacy_width, name)
