@@ -21,6 +21,7 @@ What is equal, and what cannot be:
   peers, are kept here, with one backbone pass for all prompts of an image and one text pass for all its batch.
 """
 import argparse
+import functools
 import os
 import platform
 import string
@@ -33,7 +34,7 @@ from rich.table import Table
 
 from configs import common
 from glipv2_jax.models.config import VARIANTS
-from glipv2_jax.models.glipv2 import GLIPv2
+from glipv2_jax.models.glipv2 import GLIPv2, init_params
 from glipv2_jax.predict import PAD_MULTIPLE, Detector
 from input_pipeline.tokenizer import Tokenizer
 
@@ -46,8 +47,7 @@ class Glip:
 
     def __init__(self, variant, tokenizer, size):
         model = GLIPv2(VARIANTS[variant])
-        image, ids = np.zeros((1, 64, 64, 3), np.uint8), np.zeros((1, 8), np.int32)
-        params = jax.jit(model.init)(jax.random.key(0), image, np.full((1, 2), 64, np.int32), ids, ids == 0)["params"]
+        params = jax.jit(functools.partial(init_params, model))(jax.random.key(0))
         self.input_size = tuple(-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in size)
         settings = common.get_config().eval
         settings.canvases, settings.short_side, settings.max_size = (self.input_size,), min(size), max(size)

@@ -19,7 +19,7 @@ from rich.table import Table
 from glipv2_jax.detection.anchors import anchors, level_shapes, level_sizes
 from glipv2_jax.detection.postprocess import postprocess
 from glipv2_jax.models.config import VARIANTS
-from glipv2_jax.models.glipv2 import GLIPv2
+from glipv2_jax.models.glipv2 import GLIPv2, init_params
 
 
 def measure(function, arguments, repeats):
@@ -43,7 +43,7 @@ def run(variant, size, batch, tokens, classes, repeats, dtype):
     ids, mask = rng.integers(1000, 20_000, (batch, tokens)).astype(np.int32), np.ones((batch, tokens), bool)
     token_to_label = np.repeat(np.eye(classes, dtype=bool), max(1, tokens // classes), axis=1)
     token_to_label = np.pad(token_to_label, ((0, 0), (0, tokens)))[:, :tokens]
-    params = jax.jit(lambda: model.init(jax.random.key(0), image[:, :64, :64], image_size, ids, mask)["params"])()
+    params = jax.jit(lambda: init_params(model, jax.random.key(0)))()
     shapes = level_shapes(*size)
     boxes, sizes = anchors(shapes), level_sizes(shapes)
 

@@ -15,7 +15,12 @@ def get_config():
 
     config.mesh = ml_collections.ConfigDict()
     config.mesh.data = -1                    # devices along each axis; -1: what is left
-    config.mesh.fsdp = 1                     # parameters and optimizer state are split over this axis
+    config.mesh.fsdp = 1                     # images, parameters and optimizer state are split over this axis
+    config.mesh.tensor = 1                   # the heads and hidden units of a layer are split over this axis
+    # Along which mesh axis an axis of a parameter is split, by the names that modules give them; the first rule whose mesh axis
+    # is free and divides the size is followed, None leaves it whole. docs/scale.md
+    config.mesh.rules = (("heads", "tensor"), ("mlp", "tensor"), ("vocab", "tensor"), ("embed", "fsdp"), ("mlp", "fsdp"),
+                         ("heads", "fsdp"), ("vocab", "fsdp"))
     config.mesh.min_shard_size = 2**14       # elements; smaller arrays stay whole
 
     config.data = ml_collections.ConfigDict()
@@ -57,6 +62,11 @@ def get_config():
     # Passes over the data, each record `copies` times; takes the place of num_steps. 0: num_steps
     config.train.num_epochs = 0
     config.train.accumulation_steps = 1      # micro-batches of a step
+    # A step whose loss or gradient is not finite: "stop" ends the run and names the images; "skip" leaves it out and goes on, until
+    # max_skipped_steps in a row.
+    config.train.not_finite = "stop"
+    config.train.max_skipped_steps = 10
+    config.train.spike_factor = 0.0          # steps of a loss above so many times its average are left out, too; 0: none
     config.train.ema_decay = 0.999           # of the averaged parameters; 0: none
     # Regular expressions of parameter paths to leave alone. Differs from GLIP: their dropout and drop path stay on.
     config.train.freeze = ()

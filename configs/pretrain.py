@@ -53,7 +53,7 @@ def get_config(variant, num_steps, captions=(), detection=(OBJECTS365,), gold=GO
         raise ValueError(f"config of {variant}: found size {size!r}, expected 'full' or 'rehearsal'")
     config = common.get_config()
     config.model.variant = variant
-    config.model.overrides.remat = True
+    config.model.overrides.remat = "nothing"
     config.model.dtype = "bfloat16"
     config.data.train = (*detection, *gold, *captions)
     config.data.eval = ({"kind": "coco_json", "name": "coco_val2017", "image_folder": "coco/val2017",

@@ -154,7 +154,7 @@ class Detector:
         self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
         self.settings = settings
         # One device: a program that shares a machine should not take all of it, and batches here are small.
-        mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+        mesh = sharding.make_mesh(1, devices=jax.devices()[:1])
         self._predictor = Predictor(model, mesh, settings)
         self._predictor.params = jax.device_put(params, sharding.replicated(mesh))
         self._text = collections.OrderedDict()

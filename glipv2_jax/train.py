@@ -2,7 +2,6 @@
 import contextlib
 import copy
 import dataclasses
-import functools
 import json
 import logging
 import pathlib
@@ -12,48 +11,23 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 
 from glipv2_jax import sharding
+from glipv2_jax.build import abstract_params, build, make_step
 from glipv2_jax.checkpoint import Checkpoints, load_params, read_about
 from glipv2_jax.evaluate import EvalSource, evaluate
 from glipv2_jax.evaluation.benchmarks import BENCHMARKS, find_sources
 from glipv2_jax.files import write_whole
 from glipv2_jax.metrics import Progress, Waiting, Writer
-from glipv2_jax.models.config import model_config
-from glipv2_jax.models.glipv2 import GLIPv2
-from glipv2_jax.optim import default_freeze, make_optimizer, with_learning_rate_factor
+from glipv2_jax.optim import with_learning_rate_factor
 from glipv2_jax.plateau import Plateau
 from glipv2_jax.predict import Predictor
-from glipv2_jax.train_state import abstract_state, shardings_of
-from glipv2_jax.train_step import Objective, train_step
+from glipv2_jax.train_state import shardings_of
 from input_pipeline import BadRecords, train_batches
 from input_pipeline.registry import eval_specs, make_source, train_options, train_specs
-from input_pipeline.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
-
-
-def build(config):
-    """(mesh, tokenizer, model) of a config. Raises: ValueError where they do not fit each other."""
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    tokenizer = Tokenizer(config.data.vocabulary or None)
-    model = GLIPv2(model_config(config.model.variant, config.model.overrides), dtype=jnp.dtype(config.model.dtype))
-    words = model.config.text_encoder.vocab_size
-    if words != tokenizer.vocab_size:
-        raise ValueError(f"model: a text encoder of {words} words, but the vocabulary has {tokenizer.vocab_size}; set "
-                         "data.vocabulary or model.overrides.text_encoder.vocab_size")
-    if config.eval.batch_size % mesh.size:
-        raise ValueError(f"eval.batch_size: found {config.eval.batch_size}, expected a multiple of the {mesh.size} "
-                         "devices")
-    return mesh, tokenizer, model
-
-
-def abstract_params(mesh, model, config):
-    """Shapes and shardings of a model's parameters, to restore a checkpoint onto."""
-    return abstract_state(model, optax.identity(), tuple(config.data.canvases[0]), config.data.max_tokens, False, mesh,
-                          config.mesh.min_shard_size)[1].params
 
 
 def make_eval_sources(data):
@@ -93,10 +67,6 @@ def train_and_evaluate(config, workdir):
 
     # -- mesh, tokenizer, model; data
     mesh, tokenizer, model = build(config)
-    micro_batch = t.batch_size // t.accumulation_steps
-    if t.batch_size % t.accumulation_steps or micro_batch % mesh.size:
-        raise ValueError(f"train.batch_size: found {t.batch_size} in {t.accumulation_steps} micro-batches, expected a "
-                         f"multiple of the {mesh.size} devices in each")
     if config.eval.ema and not t.ema_decay:
         raise ValueError("eval.ema is on, but train.ema_decay is 0: there are no averaged parameters to score")
     specs = train_specs(d)
@@ -110,19 +80,11 @@ def train_and_evaluate(config, workdir):
                          "found no evaluation during training, expected train.eval_every_steps or eval_every_epochs, "
                          "and data to evaluate on")
 
-    # -- optimizer and losses
-    optimizer = make_optimizer(config.optimizer, num_steps, (*default_freeze(model.config), *t.freeze))
+    # -- the step, and what its evaluations may decide
+    create, abstract, step_fn = make_step(config, mesh, tokenizer, model, num_steps)
     plateau = Plateau(config.optimizer.patience, config.optimizer.gamma, config.optimizer.warmup_steps, t.stop_patience)
-    mlm_rate = config.loss.mlm_rate if model.config.mlm_head else 0.0
-    contrastive_regions = config.loss.contrastive_regions if model.config.contrastive_dim else 0
-    off = {name for name, setting in (("mlm", mlm_rate), ("inter", contrastive_regions)) if not setting}
-    weights = tuple((name, weight) for name, weight in config.loss.weights.items() if name not in off)
-    objective = Objective(tokenizer.mask_id, tokenizer.vocab_size, mlm_rate, config.loss.mlm_positions,
-                          contrastive_regions, weights)
 
     # -- sharded state: the workdir's own, else init_from's parameters, else fresh
-    create, abstract = abstract_state(model, optimizer, tuple(d.canvases[0]), d.max_tokens, t.ema_decay > 0, mesh,
-                                      config.mesh.min_shard_size)
     checkpoints = Checkpoints(workdir, t.keep_checkpoints)
     # The order of the data is a function of these numbers, too.
     records = {spec.get("name", source.name): len(source) for spec, source in zip(specs, sources)}
@@ -151,9 +113,6 @@ def train_and_evaluate(config, workdir):
         for folder in [workdir] + [workdir / "best"] * bool(eval_every):
             shutil.copyfile(tokenizer.vocabulary, folder / "vocab.txt")
 
-    # -- the step
-    step_fn = jax.jit(functools.partial(train_step, model, objective, optimizer, t.ema_decay, t.accumulation_steps),
-                      donate_argnums=0, out_shardings=(shardings_of(abstract), sharding.replicated(mesh)))
     key = jax.jit(lambda: jax.random.key(config.seed + 1), out_shardings=sharding.replicated(mesh))()
 
     predictor = Predictor(model, mesh, config.eval)
@@ -179,7 +138,7 @@ def train_and_evaluate(config, workdir):
 
     # -- loop
     scores, scored_step = {}, None
-    with (jax.set_mesh(mesh), contextlib.closing(checkpoints),
+    with (sharding.use(mesh, config.mesh.rules), contextlib.closing(checkpoints),
           contextlib.closing(best) if best else contextlib.nullcontext(),
           Writer(workdir, enabled=is_main, start_step=start_step) as writer):
         if start_step < num_steps and not plateau.stopped:
@@ -300,7 +259,7 @@ def evaluate_only(config, workdir):
         sources = make_eval_sources(d)
     mesh, tokenizer, model = build(config)
     params = load_params(workdir, abstract_params(mesh, model, config), ema=config.eval.ema)
-    with jax.set_mesh(mesh):
+    with sharding.use(mesh, config.mesh.rules):
         predictor = Predictor(model, mesh, config.eval)
         predictor.params = params
         name = f"{pathlib.Path(workdir).name}, step {read_about(workdir)['next_step']}{', averaged' * config.eval.ema}"

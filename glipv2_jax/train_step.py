@@ -98,19 +98,30 @@ def gradients(model, objective, params, batch, key, accumulation_steps=1):
     return jax.tree.map(lambda x: x / accumulation_steps, sums)
 
 
-def train_step(model, objective, optimizer, ema_decay, accumulation_steps, state, batch, key):
-    """One update. A step whose loss or gradient is not finite changes nothing but says so in `metrics["finite"]`.
+SPIKE_MEMORY = 100    # steps over which the loss is averaged
+
+
+def train_step(model, objective, optimizer, ema_decay, accumulation_steps, spike_factor, state, batch, key):
+    """One update.
+
+    A step whose loss or gradient is not finite, or whose loss is a spike, changes neither parameters nor moments nor averages;
+    it counts as a step, so that the data go on, and `metrics["applied"]` says so.
 
     Args:
-      model, objective, optimizer: as built by train.py.
+      model, objective, optimizer: as built by build.py.
       ema_decay: of the averaged parameters; unused when the state has none.
+      spike_factor: a loss above so many times the average of the last hundred steps is a spike; 0: none is.
       state: TrainState, donated. batch: global arrays. key: random key of the run.
-    Returns: (TrainState, metrics): the losses, gradient, update and parameter norms, finite.
+    Returns: (TrainState, metrics): the losses, gradient, update and parameter norms, finite, applied.
     """
     metrics, grads = gradients(model, objective, state.params, batch, jax.random.fold_in(key, state.step),
                                accumulation_steps)
-    grad_norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+    grad_norm, loss = optax.tree.norm(grads), metrics["loss"]
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    applied = finite
+    if spike_factor:
+        # The average of the first steps is of too few to judge by.
+        applied &= (state.step < SPIKE_MEMORY) | (loss <= spike_factor * state.loss_average)
 
     def update(state):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -118,8 +129,11 @@ def train_step(model, objective, optimizer, ema_decay, accumulation_steps, state
         ema = state.ema_params
         if ema is not None:
             ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, params)
-        return TrainState(state.step + 1, params, opt_state, ema), optax.tree.norm(updates)
+        weight = 1 / jnp.minimum(state.step + 1, SPIKE_MEMORY)
+        average = state.loss_average + weight * (loss - state.loss_average)
+        return TrainState(state.step, params, opt_state, ema, average), optax.tree.norm(updates)
 
-    state, update_norm = jax.lax.cond(finite, update, lambda state: (state, jnp.zeros(())), state)
-    return state, metrics | {"grad_norm": grad_norm, "update_norm": update_norm,
-                             "param_norm": optax.tree.norm(state.params), "finite": finite}
+    state, update_norm = jax.lax.cond(applied, update, lambda state: (state, jnp.zeros(())), state)
+    return state.replace(step=state.step + 1), metrics | {
+        "grad_norm": grad_norm, "update_norm": update_norm, "param_norm": optax.tree.norm(state.params), "finite": finite,
+        "applied": applied}

@@ -1,4 +1,5 @@
 """What every test shares: where the reference numbers are, full float32 precision, and the --slow option."""
+import functools
 import importlib.util
 import json
 import os
@@ -94,7 +95,7 @@ def detector():
     """Detector with a tiny model of fresh weights and strong words, so that scores differ between classes and places."""
     from configs import common
     from glipv2_jax.models.config import model_config
-    from glipv2_jax.models.glipv2 import GLIPv2
+    from glipv2_jax.models.glipv2 import GLIPv2, init_params
     from glipv2_jax.predict import Detector
     from input_pipeline.tokenizer import Tokenizer
     from tests.test_models import TINY
@@ -102,9 +103,7 @@ def detector():
     config = model_config("glipv2_t", TINY | {"text_encoder": TINY["text_encoder"] | {
         "vocab_size": tokenizer.vocab_size, "max_positions": 64}})
     model = GLIPv2(config)
-    image = np.zeros((1, 64, 64, 3), np.uint8)
-    params = jax.jit(model.init)(jax.random.key(0), image, np.full((1, 2), 64, np.int32), np.zeros((1, 8), np.int32),
-                                 np.ones((1, 8), bool))["params"]
+    params = jax.jit(functools.partial(init_params, model))(jax.random.key(0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(x.dtype), params)
     params["grounding"]["bias0"] = params["grounding"]["bias0"] * 0

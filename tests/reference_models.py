@@ -10,7 +10,7 @@ import numpy as np
 
 from glipv2_jax.convert.names import parameters_from_reference
 from glipv2_jax.models.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
-from glipv2_jax.models.glipv2 import GLIPv2, normalize_image
+from glipv2_jax.models.glipv2 import GLIPv2, init_params, normalize_image
 
 LEVELS = [f"P{level}" for level in range(3, 8)]
 
@@ -102,9 +102,7 @@ def model_and_params(directory, name):
     meta = json.loads((directory / f"{name}.json").read_text())
     manifest = json.loads((directory / f"manifest_{meta['model']}.json").read_text())
     model = GLIPv2(infer_config(manifest, meta))
-    expected = jax.eval_shape(lambda: model.init(
-        jax.random.key(0), np.zeros((1, 64, 64, 3), np.uint8), np.full((1, 2), 64, np.int32),
-        np.zeros((1, 8), np.int32), np.ones((1, 8), bool)))["params"]
+    expected = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     state = recipe(directory).make_all(manifest, meta["case_seed"])
     return model, parameters_from_reference(state, expected, model.config.fusion)
 

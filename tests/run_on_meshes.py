@@ -2,7 +2,9 @@
 
 A program of its own, started by test_sharding.py: the number of devices is fixed when JAX starts.
 """
+import functools
 import json
+import math
 import os
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
@@ -11,37 +13,38 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import numpy as np
 
+from configs import common
 from glipv2_jax import sharding
 from glipv2_jax.models.config import model_config
-from glipv2_jax.models.glipv2 import GLIPv2
+from glipv2_jax.models.glipv2 import GLIPv2, axis_names, init_params
 from glipv2_jax.train_step import gradients
 from tests.test_models import OBJECTIVE, TINY, tiny_batch
 
-MESHES = [(1, 1), (8, 1), (1, 8), (4, 2)]
+RULES = common.get_config().mesh.rules
+MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (4, 2, 1), (2, 2, 2)]
 
 
 def main():
     jax.config.update("jax_default_matmul_precision", "highest")
     model, batch = GLIPv2(model_config("glipv2_t", TINY)), tiny_batch(8)
-    params = jax.device_get(jax.jit(model.init)(
-        jax.random.key(0), *(batch[k][:1] for k in ("image", "image_size", "token_ids", "token_mask")))["params"])
+    params = jax.device_get(jax.jit(functools.partial(init_params, model))(jax.random.key(0)))
     # Fresh parameters stand on a kink: with one channel in each group, a normalised map has mean zero, and the ReLU of
     # the scale attention answers rounding noise. A step away from there every gradient is a smooth function.
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + 0.05 * rng.standard_normal(x.shape).astype(x.dtype), params)
     results, report = {}, {}
-    for data, fsdp in MESHES:
-        mesh = sharding.make_mesh(data, fsdp, jax.devices()[:data * fsdp])
-        shardings = sharding.fsdp_sharding(params, mesh, min_size=64)
-        with jax.set_mesh(mesh):
+    for sizes in MESHES:
+        mesh = sharding.make_mesh(*sizes, devices=jax.devices()[:math.prod(sizes)])
+        shardings = sharding.parameter_shardings(params, axis_names(model), mesh, RULES, min_size=64)
+        with sharding.use(mesh, RULES):
             step = jax.jit(lambda p, b: gradients(model, OBJECTIVE, p, b, jax.random.key(1)),
                            out_shardings=(None, shardings))
             metrics, grads = step(jax.device_put(params, shardings), sharding.global_batch(batch, mesh))
         split = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(grads))
-        results[data, fsdp] = jax.device_get((metrics, grads))
-        (one, one_grads), (here, here_grads) = results[1, 1], results[data, fsdp]
+        results[sizes] = jax.device_get((metrics, grads))
+        (one, one_grads), (here, here_grads) = results[1, 1, 1], results[sizes]
         pairs = zip(jax.tree.leaves(one_grads), jax.tree.leaves(here_grads))
-        report[f"{data}x{fsdp}"] = {
+        report["x".join(map(str, sizes))] = {
             "loss": max(abs(float(one[k]) - float(here[k])) / max(abs(float(one[k])), 1e-6) for k in one),
             "gradient": float(np.sqrt(sum(((a - b)**2).sum() for a, b in pairs)
                                       / sum((a**2).sum() for a in jax.tree.leaves(one_grads)))),

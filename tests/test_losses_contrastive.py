@@ -141,3 +141,44 @@ def test_sampled_regions_are_positives_first_then_others():
     assert counts.max() < 100
     with pytest.raises(ValueError, match="61 regions asked of 60 anchors"):
         contrastive.sample_regions(jnp.asarray(matched), jax.random.key(0), 61)
+
+
+def direct_form(region_embeddings, text_embeddings, log_temperature, region_positive, region_matched, positive_map, token_mask,
+                box_class, token_class):
+    """The whole matrix of regions by words at once: what the loss computes without ever holding it."""
+    (b, k, _), t = region_embeddings.shape, text_embeddings.shape[1]
+    is_image = token_mask.any(-1)
+    matched = jnp.where(region_positive & is_image[:, None], region_matched, -1)
+    logits = jnp.einsum("bke,cte->bkct", region_embeddings, text_embeddings,
+                        precision=jax.lax.Precision.HIGHEST) / jnp.exp(log_temperature)
+    own = jnp.take_along_axis(positive_map, jnp.maximum(matched, 0)[..., None], axis=1) & (matched >= 0)[..., None]
+    name = jnp.where(matched >= 0, jnp.take_along_axis(box_class, jnp.maximum(matched, 0), axis=1), -1)[..., None, None]
+    targets = jnp.where(jnp.eye(b, dtype=bool)[:, None, :, None], own[:, :, None], (name == token_class) & (name >= 0))
+    valid = is_image[:, None, None, None] & token_mask
+    flat, targets, valid = (jnp.broadcast_to(x, logits.shape).reshape(b * k, b * t) for x in (logits, targets & token_mask, valid))
+    total = 0.0
+    for axis in (0, 1):
+        positives = targets.sum(axis)
+        mean_positive = jnp.where(targets, flat / jnp.maximum(jnp.expand_dims(positives, axis), 1), 0).sum(axis)
+        normalizer = jax.nn.logsumexp(jnp.where(valid, flat, -1e9), axis=axis)
+        total += jnp.where(positives > 0, normalizer - mean_positive, 0).sum() / 2
+    return total
+
+
+@pytest.mark.parametrize("images", [1, 7, 16])
+def test_pieces_equal_the_whole_matrix(images):
+    """7 images go one piece of seven, 16 two of eight; one image of them is padding."""
+    rng = np.random.default_rng(images)
+    def unit(*shape):
+        x = rng.normal(size=shape).astype(np.float32)
+        return x / np.linalg.norm(x, axis=-1, keepdims=True)
+    case = {"region_embeddings": unit(images, 6, 8), "text_embeddings": unit(images, 9, 8), "log_temperature": np.float32(-2),
+            "region_positive": rng.random((images, 6)) < 0.6, "region_matched": rng.integers(0, 3, (images, 6)),
+            "positive_map": rng.random((images, 3, 9)) < 0.3, "token_mask": rng.random((images, 9)) < 0.8,
+            "box_class": rng.integers(-1, 4, (images, 3)), "token_class": rng.integers(-1, 4, (images, 9))}
+    case["token_mask"][images // 2] &= images == 1
+    (found, _), gradients = value_and_gradients(*case.values())
+    expected, expected_gradients = jax.value_and_grad(direct_form, argnums=(0, 1, 2))(*case.values())
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    for a, b in zip(gradients, expected_gradients):
+        assert np.linalg.norm(a - b) <= 2e-6 * np.linalg.norm(b)

@@ -5,6 +5,7 @@ states stand beside the reference numbers, in `../data/text` of their directory.
 """
 import importlib.metadata
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def test_reference_minilm_hidden_states(reference_dir):
         last, first_layer = arrays["last_hidden_state"], arrays["layer1"]
         sentence = arrays["sentence_embedding"]
     bert = Bert(TextEncoderConfig("bert", 30522, width=384, num_layers=6, num_heads=12, mlp_dim=1536, dropout=0.0))
-    expected = {"text_encoder": jax.eval_shape(bert.init, jax.random.key(0), ids, mask)["params"]}
+    expected = {"text_encoder": nn.unbox(jax.eval_shape(bert.init, jax.random.key(0), ids, mask)["params"])}
     params = parameters_from_reference(state, expected)["text_encoder"]
     hidden, seen = bert.apply({"params": params}, ids, mask, mutable=["intermediates"],
                               capture_intermediates=lambda module, _: module.path == ("layer0",))

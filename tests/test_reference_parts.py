@@ -1,6 +1,7 @@
 """Parts of the network alone against stored numbers: DropBlock, drop path, FPN in training, the CLIP text tower."""
 from unittest import mock
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +52,7 @@ def test_reference_fpn_in_training(load_reference, reference_weights):
     channels = meta["fpn_manifest"]["module.backbone.fpn.fpn_inner2.weight"]["shape"][0]
     inputs = [nhwc(arrays[f"fpn.in.C{i}"]) for i in (3, 4, 5)]
     fpn = FPN(channels)
-    expected = {"fpn": jax.eval_shape(fpn.init, jax.random.key(0), inputs)["params"]}
+    expected = {"fpn": nn.unbox(jax.eval_shape(fpn.init, jax.random.key(0), inputs)["params"])}
     params = parameters_from_reference(state, expected)["fpn"]
     for i, level in enumerate(jax.jit(lambda p: fpn.apply({"params": p}, inputs))(params)):
         assert error(level, nhwc(arrays[f"fpn.eval.P{i + 3}"])) < 1e-5
@@ -105,7 +106,7 @@ def test_reference_clip_text_tower(load_reference, reference_weights):
     for name, config, manifest, case in clip_variants(load_reference):
         tower = ClipText(config)
         ids, mask = case["input_ids"].astype(np.int32), case["attention_mask"].astype(bool)
-        expected = {"text_encoder": jax.eval_shape(tower.init, jax.random.key(0), ids, mask)["params"]}
+        expected = {"text_encoder": nn.unbox(jax.eval_shape(tower.init, jax.random.key(0), ids, mask)["params"])}
         params = parameters_from_reference(clip_state(manifest, arrays, reference_weights, seed), expected)["text_encoder"]
         hidden, pullback = jax.vjp(lambda p: tower.apply({"params": p}, ids, mask), params)
         assert error(hidden, case["hidden"]) < 4e-5, name

@@ -25,7 +25,7 @@ from glipv2_jax.files import write_whole
 from glipv2_jax.metrics import Progress
 from glipv2_jax.models.config import config_from_dict, model_config
 from glipv2_jax.models.describe import parameter_shapes
-from glipv2_jax.models.glipv2 import GLIPv2
+from glipv2_jax.models.glipv2 import GLIPv2, init_params
 from glipv2_jax.train_state import TrainState
 from input_pipeline.records import sha256
 from input_pipeline.tokenizer import VOCABULARY, Tokenizer
@@ -104,7 +104,7 @@ def convert(files, variant, output, *, overrides=None, vocabulary=None, ema=Fals
 
     output.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(output)
-    checkpoints.save(TrainState(np.int32(0), params, (), averaged), run, dataclasses.asdict(config))
+    checkpoints.save(TrainState(np.int32(0), params, (), averaged, np.float32(0)), run, dataclasses.asdict(config))
     checkpoints.close()
     if config.text_encoder.kind == "bert":
         shutil.copyfile(vocabulary or VOCABULARY, output / "vocab.txt")
@@ -249,13 +249,9 @@ def _fresh_parameters(config, paths, seed):
     """dict of path → array, as training would start them. Only these are computed."""
     if not paths:
         return {}
-    tokens = config.text_encoder.max_positions
-    one = (np.zeros((1, 64, 64, 3), np.uint8), np.full((1, 2), 64, np.int32), np.zeros((1, tokens), np.int32),
-           np.ones((1, tokens), bool))
-
     @jax.jit
     def make(key):
-        params = names.flattened(GLIPv2(config).init(key, *one)["params"])
+        params = names.flattened(init_params(GLIPv2(config), key))
         return {path: params[path] for path in paths}
     return jax.device_get(make(jax.random.key(seed)))
 

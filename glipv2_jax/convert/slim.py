@@ -41,7 +41,7 @@ def slim(directory, output, *, ema=False):
 
     output.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(output)
-    checkpoints.save(TrainState(np.int32(about["next_step"]), params, (), None), run, dataclasses.asdict(config))
+    checkpoints.save(TrainState(np.int32(about["next_step"]), params, (), None, np.float32(0)), run, dataclasses.asdict(config))
     checkpoints.close()
     if (directory / "vocab.txt").exists():
         shutil.copyfile(directory / "vocab.txt", output / "vocab.txt")

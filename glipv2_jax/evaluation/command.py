@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from configs import common
+from glipv2_jax import sharding
 from glipv2_jax.checkpoint import load_params, read_about
 from glipv2_jax.evaluation.benchmarks import BENCHMARKS, find_sources
 from glipv2_jax.evaluation.protocols import PROTOCOLS
@@ -59,15 +60,15 @@ def run(benchmark, specs, checkpoint, output, *, ema=False, settings=None):
     Returns: dict "source/metric" → float.
     Raises: ValueError, FileNotFoundError for data or weights that are not there; data is looked at first.
     """
-    from glipv2_jax import train  # late: TensorFlow comes with the data
+    from glipv2_jax.build import abstract_params, build
     from glipv2_jax.evaluate import EvalSource, evaluate
     from glipv2_jax.predict import Predictor
     sources = [EvalSource(spec["name"], make_source(spec), spec["protocol"]) for spec in specs]
     config = _config(checkpoint, BENCHMARKS[benchmark].settings | (settings or {}))
-    mesh, tokenizer, model = train.build(config)
-    with jax.set_mesh(mesh):
+    mesh, tokenizer, model = build(config)
+    with sharding.use(mesh, config.mesh.rules):
         predictor = Predictor(model, mesh, config.eval)
-        predictor.params = load_params(checkpoint, train.abstract_params(mesh, model, config), ema=ema)
+        predictor.params = load_params(checkpoint, abstract_params(mesh, model, config), ema=ema)
         scores = evaluate(predictor, mesh, config, sources, tokenizer, output,
                           f"{pathlib.Path(checkpoint).name}, step {read_about(checkpoint)['next_step']}{', averaged' * ema}")
     if jax.process_index() == 0 and len(sources) > 1:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glipv2_jax.models.config import TextEncoderConfig
-from glipv2_jax.models.layers import Dense, TextNorm
+from glipv2_jax.models.layers import Dense, Embed, TextNorm, rematerialised
 from glipv2_jax.ops.einsum import einsum_float32
 
 CLAMP = 50000.0
@@ -17,7 +17,7 @@ class Bert(nn.Module):
     """Call: token_ids [B, T] int32, token_mask [B, T] bool → last hidden state [B, T, D], padding not zeroed."""
     config: TextEncoderConfig
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: str = ""
 
     @nn.compact
     def __call__(self, token_ids, token_mask, train=False):
@@ -26,14 +26,14 @@ class Bert(nn.Module):
             raise ValueError(f"text of {token_ids.shape[1]} tokens, but the text encoder has {c.max_positions} "
                              "positions")
 
-        def embed(count, name, init=nn.initializers.normal(0.02)):
-            return nn.Embed(count, c.width, dtype=self.dtype, embedding_init=init, name=name)
-        x = embed(c.vocab_size, "word_embeddings")(token_ids)
+        def embed(count, name, init=nn.initializers.normal(0.02), rows=None):
+            return Embed(count, c.width, dtype=self.dtype, embedding_init=init, names=(rows, "embed"), name=name)
+        x = embed(c.vocab_size, "word_embeddings", rows="vocab")(token_ids)
         x = x + embed(c.max_positions, "position_embeddings", sinusoids)(jnp.arange(token_ids.shape[1]))
         x = x + embed(2, "token_type_embeddings")(jnp.zeros((), jnp.int32))
         x = TextNorm(dtype=self.dtype, name="norm")(x)
         x = nn.Dropout(c.dropout, deterministic=not train)(x)
-        layer = nn.remat(BertLayer, static_argnums=(3,)) if self.remat else BertLayer
+        layer = rematerialised(BertLayer, self.remat, (3,))
         for i in range(c.num_layers):
             x = layer(c.width, c.num_heads, c.mlp_dim, c.dropout, dtype=self.dtype, name=f"layer{i}")(
                 x, token_mask, train)
@@ -60,13 +60,13 @@ class BertLayer(nn.Module):
         clamp = (lambda y: jnp.clip(y, -CLAMP, CLAMP)) if self.clamp else (lambda y: y)
 
         heads = (*x.shape[:2], self.num_heads, self.width // self.num_heads)
-        q, k, v = (dense(self.width, name=name)(x).reshape(heads) for name in ("query", "key", "value"))
+        q, k, v = (dense(self.width, names=("embed", "heads"), name=name)(x).reshape(heads) for name in ("query", "key", "value"))
         context = masked_attention(q, k, v, token_mask, clamp, dropout).reshape(x.shape)
-        y = dropout(dense(self.width, name="out")(context))
+        y = dropout(dense(self.width, names=("heads", "embed"), name="out")(context))
         x = TextNorm(dtype=self.dtype, name="attention_norm")(x + y)
 
         y = clamp(nn.gelu(clamp(dense(self.mlp_dim, name="mlp_in")(x)), approximate=False))
-        y = clamp(dropout(dense(self.width, name="mlp_out")(y)))
+        y = clamp(dropout(dense(self.width, names=("mlp", "embed"), name="mlp_out")(y)))
         return clamp(TextNorm(dtype=self.dtype, name="mlp_norm")(x + y))
 
 

@@ -7,25 +7,25 @@ import jax.numpy as jnp
 
 from glipv2_jax.models.bert import masked_attention, sinusoids
 from glipv2_jax.models.config import TextEncoderConfig
-from glipv2_jax.models.layers import Dense, TextNorm
+from glipv2_jax.models.layers import Dense, Embed, TextNorm, named, rematerialised
 
 
 class ClipText(nn.Module):
     """Call: token_ids [B, T] int32, token_mask [B, T] bool → final normed state [B, T, D], padding not zeroed."""
     config: TextEncoderConfig
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: str = ""
 
     @nn.compact
     def __call__(self, token_ids, token_mask, train=False):
         c = self.config
         if token_ids.shape[1] != c.max_positions:
             raise ValueError(f"text of {token_ids.shape[1]} tokens, but the tower's context is {c.max_positions}")
-        x = nn.Embed(c.vocab_size, c.width, dtype=self.dtype, embedding_init=nn.initializers.normal(0.02),
-                     name="token_embedding")(token_ids)
-        position = self.param("positional_embedding", sinusoids, (c.max_positions, c.width))
+        x = Embed(c.vocab_size, c.width, dtype=self.dtype, embedding_init=nn.initializers.normal(0.02),
+                  name="token_embedding")(token_ids)
+        position = self.param("positional_embedding", named(sinusoids, (None, "embed")), (c.max_positions, c.width))
         x = x + position.astype(self.dtype)
-        layer = nn.remat(ClipLayer, static_argnums=(3,)) if self.remat else ClipLayer
+        layer = rematerialised(ClipLayer, self.remat, (3,))
         for i in range(c.num_layers):
             x = layer(c.width, c.num_heads, c.mlp_dim, dtype=self.dtype, name=f"layer{i}")(x, token_mask, train)
         return TextNorm(dtype=self.dtype, name="final_norm")(x)
@@ -42,8 +42,8 @@ class ClipLayer(nn.Module):
     def __call__(self, x, token_mask, train=False):
         dense = functools.partial(Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02))
         y = TextNorm(dtype=self.dtype, name="attention_norm")(x)
-        qkv = dense(3 * self.width, name="qkv")(y).reshape(*x.shape[:2], 3, self.num_heads, -1)
+        qkv = dense(3 * self.width, names=("embed", "heads"), name="qkv")(y).reshape(*x.shape[:2], 3, self.num_heads, -1)
         y = masked_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], token_mask).reshape(x.shape)
-        x = x + dense(self.width, name="out")(y)
+        x = x + dense(self.width, names=("heads", "embed"), name="out")(y)
         y = dense(self.mlp_dim, name="mlp_in")(TextNorm(dtype=self.dtype, name="mlp_norm")(x))
-        return x + dense(self.width, name="mlp_out")(y * jax.nn.sigmoid(1.702 * y))
+        return x + dense(self.width, names=("mlp", "embed"), name="mlp_out")(y * jax.nn.sigmoid(1.702 * y))

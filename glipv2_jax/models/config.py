@@ -4,6 +4,8 @@ Sources: GLIP's released configurations; GLIPv2 (arXiv 2206.05836) for T, B and 
 """
 import dataclasses
 
+REMAT_POLICIES = ("", "nothing", "dots_saveable", "dots_with_no_batch_dims_saveable", "everything_saveable")
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageEncoderConfig:
@@ -48,11 +50,17 @@ class ModelConfig:
     num_class_logits: int = 80        # the reference's unused classifier; 0: none
     mlm_head: bool = False
     contrastive_dim: int = 0          # width of the inter-image projections; 0: none
-    remat: bool = False               # recompute each block's activations in the backward pass
+    # Of each block in the backward pass: "" keeps all activations, "nothing" computes them again from its inputs, else the name of
+    # a jax.checkpoint policy, e.g. "dots_with_no_batch_dims_saveable".
+    remat: str = ""
 
     def __post_init__(self):
         if self.text_encoder.kind not in ("bert", "clip"):
             raise ValueError(f"model.text_encoder.kind: found {self.text_encoder.kind!r}, expected 'bert' or 'clip'")
+        if isinstance(self.remat, bool):         # what checkpoints of the first layout say
+            object.__setattr__(self, "remat", "nothing" if self.remat else "")
+        if self.remat not in REMAT_POLICIES:
+            raise ValueError(f"model.remat: found {self.remat!r}, expected one of {REMAT_POLICIES}")
         if len(self.image_encoder.depths) != 4 or len(self.image_encoder.num_heads) != 4:
             raise ValueError("model.image_encoder: depths and num_heads need 4 entries, found "
                              f"{self.image_encoder.depths} and {self.image_encoder.num_heads}")

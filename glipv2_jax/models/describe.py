@@ -1,11 +1,12 @@
 """How large a model is, without making it."""
+import functools
+
 import jax
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from glipv2_jax.models.config import VARIANTS
-from glipv2_jax.models.glipv2 import GLIPv2
+from glipv2_jax.models.glipv2 import GLIPv2, init_params
 
 PARTS = {"image encoder": ("image_encoder",), "FPN": ("fpn",), "text encoder": ("text_encoder",),
          "fusion tower": ("fusion_", "text_layer_", "dyconv_"),
@@ -14,10 +15,7 @@ PARTS = {"image encoder": ("image_encoder",), "FPN": ("fpn",), "text encoder": (
 
 def parameter_shapes(config):
     """Nested dict of ShapeDtypeStructs: the parameters of a ModelConfig."""
-    tokens = config.text_encoder.max_positions
-    return jax.eval_shape(GLIPv2(config).init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.uint8),
-                          np.full((1, 2), 64, np.int32), np.zeros((1, tokens), np.int32),
-                          np.ones((1, tokens), bool))["params"]
+    return jax.eval_shape(functools.partial(init_params, GLIPv2(config)), jax.random.key(0))
 
 
 def count_parameters(config):

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glipv2_jax.models.layers import TORCH_DEFAULT, Dense, torch_bias
+from glipv2_jax.models.layers import TORCH_DEFAULT, Conv, Dense, GroupNorm, named, torch_bias
 from glipv2_jax.ops.deform_conv import TAPS, corner_table, gather_conv, reread, sampling
+from glipv2_jax.sharding import gathered
 
 GROUPS = 16
 
@@ -25,8 +26,8 @@ class DyConv(nn.Module):
     def __call__(self, levels):
         num = len(levels)
         sizes = [x.shape[1:3] for x in levels]
-        offset_conv = nn.Conv(3 * TAPS, (3, 3), padding=((1, 1), (1, 1)), dtype=self.dtype,
-                              kernel_init=TORCH_DEFAULT, bias_init=torch_bias(9 * self.channels), name="offset")
+        offset_conv = Conv(3 * TAPS, (3, 3), padding=((1, 1), (1, 1)), dtype=self.dtype, names=(None, None, "embed", None),
+                           kernel_init=TORCH_DEFAULT, bias_init=torch_bias(9 * self.channels), name="offset")
         offset_mask = [offset_conv(x).astype(jnp.float32) for x in levels]
         offsets = [y[..., :2 * TAPS] for y in offset_mask]
         masks = [jax.nn.sigmoid(y[..., 2 * TAPS:]) for y in offset_mask]
@@ -46,21 +47,24 @@ class DyConv(nn.Module):
         rows, weights = (jnp.concatenate(parts, axis=2) for parts in zip(*samples))
 
         counts = [sum(int(np.prod(_output_size(sizes, branch))) for branch in group) for group in branches.values()]
-        kernels = jnp.stack([self.param(f"{name}_kernel", TORCH_DEFAULT, (3, 3, self.channels, self.channels))
-                             for name in branches]).reshape(len(branches), TAPS, self.channels, self.channels)
-        flat = gather_conv(table, rows, weights, kernels.astype(self.dtype), counts)
+        axes = (None, None, "mlp", "embed")
+        kernels = [self.param(f"{name}_kernel", named(TORCH_DEFAULT, axes), (3, 3, self.channels, self.channels))
+                   for name in branches]
+        kernels = jnp.stack([gathered(kernel.astype(self.dtype), axes) for kernel in kernels])
+        flat = gather_conv(table, rows, weights, kernels.reshape(len(branches), TAPS, self.channels, self.channels), counts)
 
         merged, at = [[] for _ in levels], 0
         for name, group in branches.items():
-            bias = self.param(f"{name}_bias", nn.initializers.zeros, (self.channels,))
-            norm = nn.GroupNorm(GROUPS, epsilon=1e-5, dtype=self.dtype, use_fast_variance=False, name=f"{name}_norm")
+            bias = self.param(f"{name}_bias", named(nn.initializers.zeros, ("embed",)), (self.channels,))
+            norm = GroupNorm(GROUPS, dtype=self.dtype, name=f"{name}_norm")
             for branch in group:
                 h, w = _output_size(sizes, branch)
                 y = flat[:, at:at + h * w].reshape(-1, h, w, self.channels) + bias
                 at += h * w
                 y = norm(y.astype(self.dtype))
                 merged[branch[0]].append(upsample_aligned(y, sizes[branch[0]]) if name == "coarser" else y)
-        scale = Dense(1, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01), name="scale_attention")
+        scale = Dense(1, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01), names=("embed", None),
+                      name="scale_attention")
         relu = DyReLU(self.channels, self.dtype, name="relu")
         return [relu(self._average(scale, maps)) for maps in merged]
 
@@ -80,7 +84,7 @@ class DyReLU(nn.Module):
         hidden = self.channels // 4
         dense = functools.partial(Dense, dtype=self.dtype, kernel_init=TORCH_DEFAULT)
         theta = nn.relu(dense(hidden, bias_init=torch_bias(self.channels), name="fc1")(y.mean((1, 2))))
-        theta = jax.nn.hard_sigmoid(dense(4 * self.channels, bias_init=torch_bias(hidden), name="fc2")(theta))
+        theta = jax.nn.hard_sigmoid(dense(4 * self.channels, bias_init=torch_bias(hidden), names=("mlp", "embed"), name="fc2")(theta))
         a1, b1, a2, b2 = jnp.split(theta[:, None, None] - 0.5, 4, axis=-1)
         return jnp.maximum((2 * a1 + 1) * y + b1, 2 * a2 * y + b2)
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from glipv2_jax.models.layers import Conv
 from glipv2_jax.models.regularization import drop_block
 
 # Kaiming-uniform with a = 1, as the reference initialises every convolution of the pyramid.
@@ -20,8 +21,8 @@ class FPN(nn.Module):
     def __call__(self, features, train=False):
         def conv(name, size, stride=1):
             pad = size // 2
-            return nn.Conv(self.channels, (size, size), (stride, stride), ((pad, pad), (pad, pad)),
-                           dtype=self.dtype, kernel_init=KAIMING, name=name)
+            return Conv(self.channels, (size, size), (stride, stride), ((pad, pad), (pad, pad)),
+                        dtype=self.dtype, kernel_init=KAIMING, name=name)
         top = conv("lateral5", 1)(features[2])
         outputs = [conv("output5", 3)(top)]
         for level in (4, 3):

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from glipv2_jax.models.bert import CLAMP
-from glipv2_jax.models.layers import LayerNorm
+from glipv2_jax.models.layers import LayerNorm, named
 from glipv2_jax.ops.einsum import einsum_float32 as einsum
+from glipv2_jax.sharding import gathered
 
 
 class Fusion(nn.Module):
@@ -51,8 +52,8 @@ class Fusion(nn.Module):
         word_delta = (word_delta + mass[..., None] * region_value[1][:, None]).astype(self.dtype)
         word_delta = einsum("bnth,nhd->btd", word_delta, word_out[0])
 
-        region_scale = self.param("region_scale", nn.initializers.constant(self.scale_init), (c,))
-        word_scale = self.param("word_scale", nn.initializers.constant(self.scale_init), (d,))
+        region_scale = self.param("region_scale", named(nn.initializers.constant(self.scale_init), ("embed",)), (c,))
+        word_scale = self.param("word_scale", named(nn.initializers.constant(self.scale_init), ("embed",)), (d,))
         regions = regions + (region_scale * (region_delta + region_out[1])).astype(self.dtype)
         words = words + (word_scale * (word_delta + word_out[1])).astype(self.dtype)
         return regions, words
@@ -61,8 +62,10 @@ class Fusion(nn.Module):
         """Kernel [width, N, h] in the compute dtype and float32 bias [N, h]; for `out` [N, h, width] and [width]."""
         n, h = self.num_heads, self.dim // self.num_heads
         flat, bias = ((self.dim, width), width) if out else ((width, self.dim), self.dim)
-        kernel = self.param(f"{name}_kernel", nn.initializers.xavier_uniform(), flat).astype(self.dtype)
-        bias = self.param(f"{name}_bias", nn.initializers.zeros, (bias,))
+        axes = ("heads", "embed") if out else ("embed", "heads")
+        kernel = self.param(f"{name}_kernel", named(nn.initializers.xavier_uniform(), axes), flat)
+        kernel = gathered(kernel.astype(self.dtype), axes)
+        bias = self.param(f"{name}_bias", named(nn.initializers.zeros, axes[-1:]), (bias,))
         return (kernel.reshape(n, h, width), bias) if out else (kernel.reshape(width, n, h), bias.reshape(n, h))
 
 

@@ -1,4 +1,6 @@
 """GLIPv2: image and text encoders, fusion tower, heads. Pure functions of arrays; losses and decoding live elsewhere."""
+import functools
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -12,7 +14,7 @@ from glipv2_jax.models.dyhead import DyConv
 from glipv2_jax.models.fpn import FPN
 from glipv2_jax.models.fusion import Fusion
 from glipv2_jax.models.heads import ContrastiveHead, GroundingHead, LocalizationHead, MLMHead
-from glipv2_jax.models.layers import TORCH_DEFAULT
+from glipv2_jax.models.layers import TORCH_DEFAULT, rematerialised
 from glipv2_jax.models.swin import Swin
 from glipv2_jax.sharding import constrain_batch
 
@@ -67,10 +69,8 @@ class GLIPv2(nn.Module):
         self.image_encoder = Swin(c.image_encoder, dtype, c.remat)
         self.fpn = FPN(c.channels, c.drop_block, dtype)
         self.text_encoder = (Bert if text.kind == "bert" else ClipText)(text, dtype, c.remat)
-        static = {"static_argnums": (4,)}, {"static_argnums": (3,)}
-        fusion, text_layer, dyconv = Fusion, BertLayer if text.kind == "bert" else ClipLayer, DyConv
-        if c.remat:
-            fusion, text_layer, dyconv = nn.remat(fusion, **static[0]), nn.remat(text_layer, **static[1]), nn.remat(dyconv)
+        fusion, dyconv = rematerialised(Fusion, c.remat, (4,)), rematerialised(DyConv, c.remat)
+        text_layer = rematerialised(BertLayer if text.kind == "bert" else ClipLayer, c.remat, (3,))
         blocks = range(c.num_blocks)
         if c.fusion:
             self.fusion = [fusion(c.fusion_dim, c.fusion_heads, c.fusion_dropout, c.fusion_chunk, 1 / c.num_blocks,
@@ -133,6 +133,22 @@ class GLIPv2(nn.Module):
     def embed(self, levels, words):
         """Un-fused features → unit vectors for the inter-image comparison: regions [B, A, E], words [B, T, E]."""
         return self.contrastive(_flatten(levels), words)[:2]
+
+
+def init_params(model, key):
+    """Fresh parameters of a GLIPv2, nested dict of arrays."""
+    return nn.unbox(_named_params(model, key))
+
+
+def axis_names(model):
+    """Tree of PartitionSpec: what a GLIPv2 calls the axes of its parameters."""
+    return nn.get_partition_spec(jax.eval_shape(functools.partial(_named_params, model), jax.random.key(0)))
+
+
+def _named_params(model, key):
+    tokens = model.config.text_encoder.max_positions
+    return model.init(key, jnp.zeros((1, 64, 64, 3), jnp.uint8), jnp.full((1, 2), 64), jnp.zeros((1, tokens), jnp.int32),
+                      jnp.ones((1, tokens), bool))["params"]
 
 
 def _flatten(levels):

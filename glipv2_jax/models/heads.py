@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from glipv2_jax.models.bert import CLAMP
-from glipv2_jax.models.layers import TORCH_DEFAULT, Dense, TextNorm
+from glipv2_jax.models.layers import TORCH_DEFAULT, Dense, TextNorm, named
 from glipv2_jax.ops.einsum import einsum_float32
 
 # A region is a match with probability 1 % before training.
 PRIOR_BIAS = -4.59511985013459
+# Axes of a layer whose outputs are read one by one.
+_OUT = ("embed", None)
 
 
 class LocalizationHead(nn.Module):
@@ -21,8 +23,8 @@ class LocalizationHead(nn.Module):
     @nn.compact
     def __call__(self, levels):
         dense = functools.partial(Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01))
-        box, centerness = dense(4, name="box"), dense(1, name="centerness")
-        scales = self.param("scales", nn.initializers.ones, (len(levels),))
+        box, centerness = dense(4, names=_OUT, name="box"), dense(1, names=_OUT, name="centerness")
+        scales = self.param("scales", named(nn.initializers.ones, (None,)), (len(levels),))
         flat = [x.reshape(x.shape[0], -1, x.shape[-1]) for x in levels]
         # The level's scale multiplies the bias too.
         deltas = [box(x).astype(jnp.float32) * scale for x, scale in zip(flat, scales)]
@@ -30,7 +32,7 @@ class LocalizationHead(nn.Module):
         logits = None
         if self.num_class_logits:
             prior = nn.initializers.constant(PRIOR_BIAS)
-            logits = dense(self.num_class_logits, bias_init=prior, name="class_logits")(regions).astype(jnp.float32)
+            logits = dense(self.num_class_logits, bias_init=prior, names=_OUT, name="class_logits")(regions).astype(jnp.float32)
         return jnp.concatenate(deltas, axis=1), centerness(regions)[..., 0].astype(jnp.float32), logits
 
 
@@ -43,9 +45,9 @@ class GroundingHead(nn.Module):
 
     @nn.compact
     def __call__(self, regions, words):
-        bias_lang = self.param("bias_lang", nn.initializers.zeros, (words.shape[-1],))
-        bias0 = self.param("bias0", nn.initializers.constant(PRIOR_BIAS), (1,))
-        log_scale = self.param("log_scale", nn.initializers.zeros, (1,))
+        bias_lang = self.param("bias_lang", named(nn.initializers.zeros, ("embed",)), (words.shape[-1],))
+        bias0 = self.param("bias0", named(nn.initializers.constant(PRIOR_BIAS), (None,)), (1,))
+        log_scale = self.param("log_scale", named(nn.initializers.zeros, (None,)), (1,))
         words = normalize(words)
         # Only the projection sees the halved embedding; the bias is neither halved nor divided by the temperature.
         projection = Dense(regions.shape[-1], dtype=self.dtype, kernel_init=TORCH_DEFAULT, name="text_projection")
@@ -65,7 +67,7 @@ class MLMHead(nn.Module):
         dense = functools.partial(Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02))
         x = nn.gelu(dense(words.shape[-1], name="transform")(words), approximate=False)
         x = TextNorm(dtype=self.dtype, name="norm")(x)
-        return dense(self.vocab_size, name="decoder")(x).astype(jnp.float32)
+        return dense(self.vocab_size, names=("embed", "vocab"), name="decoder")(x).astype(jnp.float32)
 
 
 class ContrastiveHead(nn.Module):
@@ -81,7 +83,7 @@ class ContrastiveHead(nn.Module):
     def __call__(self, regions, words):
         dense = functools.partial(Dense, self.dim, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
         # Differs from GLIP: its temperature starts at 1, which leaves a softmax over 10⁴ unit vectors nearly flat.
-        log_scale = self.param("log_scale", nn.initializers.constant(jnp.log(0.07)), (1,))
+        log_scale = self.param("log_scale", named(nn.initializers.constant(jnp.log(0.07)), (None,)), (1,))
         return normalize(dense(name="image")(regions)), normalize(dense(name="text")(words)), log_scale[0]
 
 

@@ -1,14 +1,22 @@
-"""Layers that several parts share."""
+"""Layers that several parts share. Each names the axes of its parameters, for `sharding.py` to place them."""
 import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from glipv2_jax.sharding import gathered
+
+# Initialiser of a parameter whose axes have these names.
+named = nn.with_logical_partitioning
+
+_norm = {"scale_init": named(nn.initializers.ones, ("embed",)), "bias_init": named(nn.initializers.zeros, ("embed",)),
+         "use_fast_variance": False}
 # The fast variance (mean of squares minus square of mean) loses digits that parity needs. The text side has
 # an epsilon of its own.
-LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
-TextNorm = functools.partial(nn.LayerNorm, epsilon=1e-12, use_fast_variance=False)
+LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, **_norm)
+TextNorm = functools.partial(nn.LayerNorm, epsilon=1e-12, **_norm)
+GroupNorm = functools.partial(nn.GroupNorm, epsilon=1e-5, **_norm)
 
 # PyTorch's defaults for a layer that sums n products: U(±1/√n) for weight and bias.
 TORCH_DEFAULT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -20,12 +28,45 @@ def torch_bias(fan_in):
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-class Dense(nn.Dense):
+class _Named:
+    """A layer whose parameters' axes have the names in `names`; a vector has the last of them."""
+
+    def param(self, name, init_fn, *args, **kwargs):
+        names = self.names if name in ("kernel", "embedding") else self.names[-1:]
+        value = super().param(name, named(init_fn, names), *args, **kwargs)
+        return gathered(value.astype(self.dtype or value.dtype), names)
+
+
+class Dense(_Named, nn.Dense):
     """nn.Dense over flattened leading axes.
 
     The gradient of the kernel is then one plain matrix product; contracting three axes at once takes XLA's CPU backend
     four times as long. Shapes and parameters are those of nn.Dense.
     """
+    names: tuple[str | None, str | None] = ("embed", "mlp")
 
     def __call__(self, x):
         return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
+
+
+class Conv(_Named, nn.Conv):
+    names: tuple[str | None, ...] = (None, None, "mlp", "embed")
+
+
+class Embed(_Named, nn.Embed):
+    names: tuple[str | None, str | None] = ("vocab", "embed")
+
+
+def rematerialised(module, policy, static_argnums=()):
+    """A module class whose activations are computed again in the backward pass.
+
+    Args:
+      module: nn.Module class.
+      policy: "" leaves it as it is; "nothing" keeps only its inputs; another is the name of a jax.checkpoint policy, such as
+        "dots_with_no_batch_dims_saveable", which says what is kept besides.
+      static_argnums: arguments of its call that are no arrays, counted with self.
+    """
+    if not policy:
+        return module
+    kept = None if policy == "nothing" else getattr(jax.checkpoint_policies, policy)
+    return nn.remat(module, policy=kept, static_argnums=static_argnums)

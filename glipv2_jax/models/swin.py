@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glipv2_jax.models.config import ImageEncoderConfig
-from glipv2_jax.models.layers import Dense, LayerNorm, torch_bias
+from glipv2_jax.models.layers import Conv, Dense, LayerNorm, named, rematerialised, torch_bias
 from glipv2_jax.models.regularization import drop_path
 from glipv2_jax.ops.einsum import einsum_float32
 
@@ -17,12 +17,12 @@ class Swin(nn.Module):
     """
     config: ImageEncoderConfig
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: str = ""
 
     @nn.compact
     def __call__(self, image, train=False):
         c = self.config
-        block = nn.remat(SwinBlock, static_argnums=(2,)) if self.remat else SwinBlock
+        block = rematerialised(SwinBlock, self.remat, (2,))
         rates = iter(drop_path_rates(c))
         x = PatchEmbed(c.embed_dim, c.convolutional, self.dtype, name="patch_embed")(image)
         outputs = []
@@ -50,7 +50,7 @@ class PatchEmbed(nn.Module):
     def __call__(self, x):
         size, pad = (7, 2) if self.convolutional else (4, 0)
         # With a bias of zero, padding would come out as zeros, and every norm after it would multiply its gradient by 300.
-        x = nn.Conv(self.dim, (size, size), (4, 4), ((pad, pad), (pad, pad)), dtype=self.dtype,
+        x = Conv(self.dim, (size, size), (4, 4), ((pad, pad), (pad, pad)), dtype=self.dtype,
                     bias_init=torch_bias(3 * size**2), name="proj")(_pad_to_multiple(x, 4))
         return LayerNorm(dtype=self.dtype, name="norm")(x)
 
@@ -64,12 +64,12 @@ class PatchMerging(nn.Module):
     @nn.compact
     def __call__(self, x):
         if self.convolutional:
-            x = nn.Conv(self.dim, (3, 3), (2, 2), ((1, 1), (1, 1)), dtype=self.dtype, name="reduction")(x)
+            x = Conv(self.dim, (3, 3), (2, 2), ((1, 1), (1, 1)), dtype=self.dtype, name="reduction")(x)
             return LayerNorm(dtype=self.dtype, name="norm")(x)
         x = _pad_to_multiple(x, 2)
         x = jnp.concatenate([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], axis=-1)
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
-        return Dense(self.dim, use_bias=False, dtype=self.dtype, name="reduction")(x)
+        return Dense(self.dim, use_bias=False, dtype=self.dtype, names=("mlp", "embed"), name="reduction")(x)
 
 
 class SwinBlock(nn.Module):
@@ -99,7 +99,7 @@ class SwinBlock(nn.Module):
         x = x + self._drop_path(y[:, :height, :width], train)
         y = LayerNorm(dtype=self.dtype, name="norm2")(x)
         y = Dense(4 * self.dim, dtype=self.dtype, name="mlp_in")(y)
-        y = Dense(self.dim, dtype=self.dtype, name="mlp_out")(nn.gelu(y, approximate=False))
+        y = Dense(self.dim, dtype=self.dtype, names=("mlp", "embed"), name="mlp_out")(nn.gelu(y, approximate=False))
         return x + self._drop_path(y, train)
 
     def _drop_path(self, y, train):
@@ -122,17 +122,18 @@ class WindowAttention(nn.Module):
     def __call__(self, x, mask=None):
         b, w, t, _ = x.shape
         head_dim = self.dim // self.num_heads
-        table = self.param("relative_position_bias_table", nn.initializers.truncated_normal(0.02),
+        table = self.param("relative_position_bias_table", named(nn.initializers.truncated_normal(0.02), (None, "heads")),
                            ((2 * self.window - 1)**2, self.num_heads))
         bias = table[relative_position_index(self.window)].transpose(2, 0, 1)         # [N, M², M²]
-        qkv = Dense(3 * self.dim, dtype=self.dtype, name="qkv")(x).reshape(b, w, t, 3, self.num_heads, head_dim)
+        qkv = Dense(3 * self.dim, dtype=self.dtype, names=("embed", "heads"), name="qkv")(x)
+        qkv = qkv.reshape(b, w, t, 3, self.num_heads, head_dim)
         q, k, v = qkv[..., 0, :, :] * head_dim**-0.5, qkv[..., 1, :, :], qkv[..., 2, :, :]
         scores = einsum_float32("bwqnd,bwknd->bwnqk", q, k) + bias
         if mask is not None:
             scores = scores + mask[:, None]
         weights = nn.softmax(scores).astype(self.dtype)
         out = jnp.einsum("bwnqk,bwknd->bwqnd", weights, v).reshape(b, w, t, self.dim)
-        return Dense(self.dim, dtype=self.dtype, name="proj")(out)
+        return Dense(self.dim, dtype=self.dtype, names=("heads", "embed"), name="proj")(out)
 
 
 def drop_path_rates(config):

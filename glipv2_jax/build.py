@@ -1,0 +1,68 @@
+"""What a config makes: mesh, words and model, the objective, the compiled step. Needs no data."""
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from glipv2_jax import sharding
+from glipv2_jax.models.config import model_config
+from glipv2_jax.models.glipv2 import GLIPv2
+from glipv2_jax.optim import default_freeze, make_optimizer
+from glipv2_jax.train_state import abstract_state, shardings_of
+from glipv2_jax.train_step import Objective, train_step
+from input_pipeline.tokenizer import Tokenizer
+
+
+def build(config, devices=None):
+    """(mesh, tokenizer, model) of a config.
+
+    Args:
+      devices: list, default all of this run.
+    Raises: ValueError where they do not fit each other.
+    """
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices=devices)
+    tokenizer = Tokenizer(config.data.vocabulary or None)
+    model = GLIPv2(model_config(config.model.variant, config.model.overrides), dtype=jnp.dtype(config.model.dtype))
+    words = model.config.text_encoder.vocab_size
+    if words != tokenizer.vocab_size:
+        raise ValueError(f"model: a text encoder of {words} words, but the vocabulary has {tokenizer.vocab_size}; set "
+                         "data.vocabulary or model.overrides.text_encoder.vocab_size")
+    devices = sharding.batch_size_of(mesh)
+    for name, found, unit in (("eval.batch_size", config.eval.batch_size, devices),
+                              ("train.batch_size", config.train.batch_size, devices * config.train.accumulation_steps)):
+        if found % unit:
+            parts = f" in {config.train.accumulation_steps} micro-batches" * (unit != devices)
+            raise ValueError(f"{name}: found {found}{parts}, expected a multiple of the {devices} devices of the mesh's "
+                             f"data × fsdp{' in each' * bool(parts)}, such as {-(-found // unit) * unit}")
+    return mesh, tokenizer, model
+
+
+def abstract_params(mesh, model, config):
+    """Shapes and shardings of a model's parameters, to restore a checkpoint onto."""
+    return abstract_state(model, optax.identity(), False, mesh, config.mesh.rules, config.mesh.min_shard_size)[1].params
+
+
+def make_objective(config, model, tokenizer):
+    """The losses that are on. A loss whose head the model lacks is off."""
+    mlm_rate = config.loss.mlm_rate if model.config.mlm_head else 0.0
+    contrastive_regions = config.loss.contrastive_regions if model.config.contrastive_dim else 0
+    off = {name for name, setting in (("mlm", mlm_rate), ("inter", contrastive_regions)) if not setting}
+    weights = tuple((name, weight) for name, weight in config.loss.weights.items() if name not in off)
+    return Objective(tokenizer.mask_id, tokenizer.vocab_size, mlm_rate, config.loss.mlm_positions, contrastive_regions,
+                     weights)
+
+
+def make_step(config, mesh, tokenizer, model, num_steps):
+    """The training step of a config.
+
+    Returns: (function of a key that creates the state, TrainState of ShapeDtypeStructs with shardings, the jitted step of
+      (state, batch, key), which consumes its state).
+    """
+    t = config.train
+    optimizer = make_optimizer(config.optimizer, num_steps, (*default_freeze(model.config), *t.freeze))
+    create, abstract = abstract_state(model, optimizer, t.ema_decay > 0, mesh, config.mesh.rules, config.mesh.min_shard_size)
+    step = functools.partial(train_step, model, make_objective(config, model, tokenizer), optimizer, t.ema_decay,
+                             t.accumulation_steps, t.spike_factor)
+    return create, abstract, jax.jit(step, donate_argnums=0,
+                                     out_shardings=(shardings_of(abstract), sharding.replicated(mesh)))

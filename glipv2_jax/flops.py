@@ -1,0 +1,71 @@
+"""Counts the work of a program before it is compiled: products, and rows that are gathered and scattered.
+
+Loops are counted as often as they run, recomputation included, which XLA's own cost analysis does not do.
+"""
+import collections
+import math
+
+import jax
+from jax.extend import core as jax_core
+
+# Peak of a chip: bfloat16 operations a second, bytes of memory, bytes of memory a second, bytes a second to other chips over all
+# links, and the clock and cycles that a gathered and a scattered row cost (docs/scale.md says where these come from).
+Chip = collections.namedtuple("Chip", "flops memory bandwidth interconnect clock gather_cycles scatter_cycles")
+CHIPS = {
+    "v5e": Chip(197e12, 16e9, 819e9, 200e9, 1.5e9, 4.5, 26),
+    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 1.75e9, 4.5, 26),
+    "v6e": Chip(918e12, 32e9, 1640e9, 448e9, 1.75e9, 4.5, 26),
+    "h100": Chip(989e12, 80e9, 3350e9, 450e9, 1.7e9, 0, 0),
+}
+_KINDS = {"TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e", "TPU v6e": "v6e"}
+
+
+def chip_of(device):
+    """Name in `CHIPS` of a device, or None where its peak is not known."""
+    kind = device.device_kind
+    return _KINDS.get(kind, "h100" if "H100" in kind else None)
+
+
+def count(function, *args):
+    """Work of one call.
+
+    Args:
+      function: of arrays. args: arrays or ShapeDtypeStructs.
+    Returns: Counter of "flops" (of matrix products and convolutions, two a multiply-add), "gathered_rows", "scattered_rows".
+    """
+    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _count(jaxpr):
+    total = collections.Counter()
+    for eqn in jaxpr.eqns:
+        name, out = eqn.primitive.name, eqn.outvars[0].aval if eqn.outvars else None
+        if name == "dot_general":
+            contracted = eqn.params["dimension_numbers"][0][0]
+            total["flops"] += 2 * math.prod(out.shape) * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+        elif name == "conv_general_dilated":
+            kernel, numbers = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"]
+            outputs = kernel[numbers.rhs_spec[0]] // eqn.params["feature_group_count"]
+            # A stretched input, as in the gradient of a strided convolution, is mostly zeros that need no product.
+            stretched = math.prod(eqn.params["lhs_dilation"])
+            total["flops"] += 2 * math.prod(out.shape) * math.prod(kernel) // max(outputs, 1) // stretched
+        elif name in ("gather", "scatter-add", "scatter"):
+            indices = eqn.invars[1].aval.shape
+            total["gathered_rows" if name == "gather" else "scattered_rows"] += math.prod(indices[:-1])
+        times = eqn.params["length"] if name == "scan" else 1
+        inner = [_count(sub) for sub in _inner_jaxprs(eqn)]
+        if name == "cond":
+            inner = [max(inner, key=lambda c: c["flops"])]
+        for counter in inner:
+            for key, value in counter.items():
+                total[key] += times * value
+    return total
+
+
+def _inner_jaxprs(eqn):
+    for value in eqn.params.values():
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(one, jax_core.ClosedJaxpr):
+                yield one.jaxpr
+            elif isinstance(one, jax_core.Jaxpr):
+                yield one

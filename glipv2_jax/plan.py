@@ -1,0 +1,309 @@
+"""What a run needs and how fast it could be, before it is paid for: the true training step compiled for devices that are not there.
+
+    glipv2 plan --config=configs/glipv2_h_stage1.py --topology=v5p:2x2x4
+
+The TPU compiler (package libtpu) runs on any Linux machine. A full-size step takes it 7 to 15 minutes on two cores.
+"""
+import collections
+import contextlib
+import copy
+import dataclasses
+import json
+import logging
+import math
+import os
+import pathlib
+import re
+import time
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
+
+from glipv2_jax import flops, sharding
+from glipv2_jax.build import abstract_params, build, make_step
+from glipv2_jax.files import write_whole
+from input_pipeline.schema import batch_spec
+
+log = logging.getLogger(__name__)
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8}
+
+
+@dataclasses.dataclass
+class Plan:
+    """One program on one topology. Bytes and FLOPs are of one device and one step."""
+    config: str
+    program: str                      # train or inference
+    variant: str
+    topology: str
+    chip: str
+    devices: int
+    mesh: dict
+    batch_size: int                   # images over all devices
+    canvas: tuple
+    remat: str
+    parameters: int                   # bytes
+    optimizer: int                    # bytes of moments and averages
+    batch: int
+    temporaries: int                  # activations and scratch, at their peak
+    program_bytes: int
+    flops: float
+    bytes_moved: float                # loop bodies counted once: a lower bound
+    gathered_rows: float
+    scattered_rows: float
+    collectives: dict                 # kind → [count, bytes], loops counted as often as they run
+    compile_seconds: float
+    versions: dict
+
+    @property
+    def total(self):
+        """Bytes of memory of a device."""
+        return self.parameters + self.optimizer + self.batch + self.temporaries + self.program_bytes
+
+    @property
+    def spare(self):
+        """Bytes left; negative: it does not fit."""
+        return flops.CHIPS[self.chip].memory - self.total
+
+    def seconds(self):
+        """dict of part → seconds of a step if that part ran alone at the chip's peak."""
+        chip = flops.CHIPS[self.chip]
+        moved = sum(size for _, size in self.collectives.values())
+        return {"products": self.flops / chip.flops, "memory": self.bytes_moved / chip.bandwidth,
+                "rows": (self.gathered_rows * chip.gather_cycles + self.scattered_rows * chip.scatter_cycles) / chip.clock,
+                "collectives": moved / chip.interconnect}
+
+    def step_seconds(self):
+        """Roofline: products and memory overlap, as do collectives; rows of gathers and scatters do not."""
+        parts = self.seconds()
+        return max(parts["products"], parts["memory"], parts["collectives"]) + parts["rows"]
+
+    def images_per_second(self):
+        return self.batch_size / self.step_seconds()
+
+
+@contextlib.contextmanager
+def absent_devices(topology):
+    """Devices of a TPU that is not there: "v5e:4x4", "v5p:2x2x4", "v6e:16x16".
+
+    Raises: ValueError without the compiler, or for a topology that it does not know.
+    """
+    # What the compiler would ask a TPU machine about.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    try:
+        import libtpu  # noqa: F401
+    except ImportError:
+        raise ValueError("glipv2 plan needs the TPU compiler, which runs on any Linux machine: pip install 'glipv2_jax[plan]'") from None
+    from jax.experimental import topologies
+    try:
+        yield list(topologies.get_topology_desc(topology, "tpu").devices)
+    except (RuntimeError, jax.errors.JaxRuntimeError) as error:
+        if "opology" not in str(error):
+            raise
+        raise ValueError(f"--topology: found {topology!r}, expected chips and their shape such as v5e:4x4, v5p:2x2x4 or v6e:16x16 "
+                         f"({str(error).splitlines()[0]})") from None
+
+
+def compile_train(config, devices, topology, name):
+    """Plan of the training step of a config. Raises: ValueError where batch or mesh do not fit the devices."""
+    mesh, tokenizer, model = build(config, devices)
+    _, state, step = make_step(config, mesh, tokenizer, model, config.train.num_steps)
+    d, t = config.data, config.train
+    whole = sharding.replicated(mesh)
+    batch = {key: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(mesh)) for key, (shape, dtype) in batch_spec(
+        t.batch_size, tuple(d.canvases[0]), d.max_tokens, d.max_boxes).items()}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
+    kept = _bytes_on_one(state.params)
+    rest = _bytes_on_one((state.opt_state, state.ema_params))
+    return _compiled(step, (state, batch, key), config, mesh, model, devices, topology, name, "train", t.batch_size,
+                     tuple(d.canvases[0]), kept, rest, _bytes_on_one(batch))
+
+
+def compile_inference(config, devices, topology, name):
+    """Plan of the forward pass that evaluation runs, image and text encoders included, on the first of its canvases."""
+    mesh, _, model = build(config, devices)
+    params = abstract_params(mesh, model, config)
+    e, tokens, split = config.eval, config.data.max_tokens, sharding.batch_sharding(mesh)
+    b, canvas = e.batch_size, tuple(e.canvases[0])
+    batch = [jax.ShapeDtypeStruct(shape, dtype, sharding=split) for shape, dtype in (
+        ((b, *canvas, 3), jnp.uint8), ((b, 2), jnp.int32), ((b, tokens), jnp.int32), ((b, tokens), bool))]
+
+    def forward(params, *batch):
+        outputs = model.apply({"params": params}, *batch)
+        return outputs.box_deltas, outputs.centerness, outputs.alignment_logits
+    return _compiled(jax.jit(forward), (params, *batch), config, mesh, model, devices, topology, name, "inference", b, canvas,
+                     _bytes_on_one(params), 0, _bytes_on_one(batch))
+
+
+def _compiled(function, args, config, mesh, model, devices, topology, name, program, batch_size, canvas, kept, rest, fed):
+    started = time.perf_counter()
+    with sharding.use(mesh, config.mesh.rules):
+        counted = flops.count(function, *args)
+        compiled = function.lower(*args).compile()
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    try:
+        collectives = collectives_of(compiled.as_text())
+    except (RuntimeError, jax.errors.JaxRuntimeError) as error:       # some programs cannot be printed
+        log.warning("collectives are not counted: %s", str(error).splitlines()[0])
+        collectives = {}
+    # Results are written over the arguments that they replace; what is not, is extra.
+    extra = max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0)
+    import jaxlib
+    return Plan(
+        name, program, config.model.variant, topology, flops.chip_of(devices[0]), len(devices), dict(mesh.shape), batch_size,
+        canvas, model.config.remat, kept, rest, fed, memory.temp_size_in_bytes + extra, memory.generated_code_size_in_bytes,
+        counted["flops"] / len(devices), cost.get("bytes accessed", 0.0), counted["gathered_rows"] / len(devices),
+        counted["scattered_rows"] / len(devices), collectives, time.perf_counter() - started,
+        {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "date": time.strftime("%Y-%m-%d")})
+
+
+def _bytes_on_one(tree):
+    """Bytes of a tree on one device; a key's are not counted."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def collectives_of(text):
+    """Collectives of a compiled program.
+
+    Args:
+      text: HLO. A loop whose trip count the compiler states is counted as often as it runs.
+    Returns: dict of kind → [number, bytes of their results on one device].
+    """
+    bodies = collections.defaultdict(list)
+    entry = name = None
+    for line in text.splitlines():
+        header = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line)
+        if header and not line.startswith(" "):
+            name = header[2]
+            entry = name if header[1] else entry
+        elif name:
+            bodies[name].append(line)
+    times = collections.Counter()
+
+    def visit(computation, count):
+        times[computation] += count
+        for line in bodies[computation]:
+            trips = re.search(r'known_trip_count[^0-9]*(\d+)', line)
+            for kind, called in re.findall(r"(body|to_apply|calls|branch_computations|called_computations)=\{?%?([\w.\-]+)", line):
+                if kind != "to_apply" and called in bodies:
+                    visit(called, count * (int(trips[1]) if kind == "body" and trips else 1))
+    if entry:
+        visit(entry, 1)
+    found = {}
+    for computation, count in times.items():
+        for line in bodies[computation]:
+            match = re.match(r"\s+(?:ROOT )?%?[\w.\-]+ = (.*?) (" + "|".join(_COLLECTIVES) + r")(?:-start)?\(", line)
+            if match:
+                sizes = [_BYTES[kind] * math.prod(int(n) for n in shape.split(",") if n)
+                         for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", match[1]) if kind in _BYTES]
+                # A start gives what it was given besides its result.
+                size = max(sizes, default=0) if "-start(" in line else sum(sizes)
+                number, total = found.get(match[2], (0, 0))
+                found[match[2]] = [number + count, total + count * size]
+    return found
+
+
+def search(config, devices, topology, name):
+    """The fastest batch, remat policy and mesh that fit, by the roofline.
+
+    For every mesh and policy the step is compiled with one and two images a device; memory grows in proportion from there, and the
+    largest power of two that fits is compiled to make sure.
+
+    Returns: list of Plan that were compiled, the best first.
+    """
+    found, best = [], None
+    for fsdp in sorted({1, len(devices)}):
+        for remat in ("nothing", "dots_with_no_batch_dims_saveable"):
+            def at(images, fsdp=fsdp, remat=remat):
+                changed = copy.deepcopy(config)
+                with changed.unlocked():
+                    changed.model.overrides.remat = remat
+                changed.mesh.data, changed.mesh.fsdp = len(devices) // fsdp, fsdp
+                changed.train.batch_size = images * len(devices) * changed.train.accumulation_steps
+                changed.eval.batch_size = len(devices)
+                return compile_train(changed, devices, topology, name)
+            one = at(1)
+            found.append(one)
+            if one.spare < 0:
+                continue
+            two = at(2)
+            growth = max(two.total - one.total, 1)
+            images = 2**int(math.log2(1 + one.spare // growth))
+            plan = {1: one, 2: two}.get(images) or at(images)
+            while plan.spare < 0:
+                images //= 2
+                plan = {1: one, 2: two}.get(images) or at(images)
+            found += [two, plan]
+            if best is None or plan.images_per_second() > best.images_per_second():
+                best = plan
+    return sorted(found, key=lambda p: (p is not best, p.spare < 0, -p.images_per_second()))
+
+
+def run(config, topology, name, *, batch=0, hourly_rate=0.0, epoch_images=0, searching=False, inference=False, output=None):
+    """Compiles and prints.
+
+    Args:
+      config: ConfigDict. topology: see `absent_devices`. name: the config's, for the table.
+      batch: images of a step over all devices, 0: the config's, rounded up to a multiple of the devices.
+      hourly_rate: price of one chip for an hour. epoch_images: images of an epoch, for its price.
+      searching: look for the best batch, policy and mesh. inference: compile the forward pass of evaluation, too.
+      output: file for the plans as JSON, or None.
+    Returns: list of Plan.
+    Raises: ValueError for devices that do not fit.
+    """
+    config = copy.deepcopy(config)
+    with absent_devices(topology) as devices:
+        if config.mesh.data * config.mesh.fsdp * config.mesh.tensor > 0:
+            config.mesh.data = -1
+        unit = len(devices) // max(config.mesh.tensor, 1) * config.train.accumulation_steps
+        config.train.batch_size = -(-(batch or config.train.batch_size) // unit) * unit
+        config.eval.batch_size = -(-config.eval.batch_size // unit) * unit
+        log.info("compiling %s for %s, %d devices, %d images a step: 7 to 15 minutes on two cores for a full-size model", name,
+                 topology, len(devices), config.train.batch_size)
+        plans = search(config, devices, topology, name) if searching else [compile_train(config, devices, topology, name)]
+        if inference:
+            plans.append(compile_inference(config, devices, topology, name))
+    for plan in plans[:1] + plans[1:] * (not searching) + [p for p in plans[1:] if searching and p.program == "inference"]:
+        print_plan(plan, hourly_rate, epoch_images)
+    if searching:
+        Console(width=140).print(_compared(plans))
+    if output:
+        write_whole(pathlib.Path(output), json.dumps([dataclasses.asdict(plan) for plan in plans], indent=1) + "\n")
+    return plans
+
+
+def _compared(plans):
+    table = Table("mesh", "remat", "images a device", "GB", "images/s", title="compiled, the best first")
+    for p in plans:
+        table.add_row(" × ".join(f"{k} {v}" for k, v in p.mesh.items() if v > 1), p.remat or "none", f"{p.batch_size / p.devices:g}",
+                      f"{p.total / 1e9:.2f}{' does not fit' * (p.spare < 0)}", f"{p.images_per_second():.0f}")
+    return table
+
+
+def print_plan(p, hourly_rate=0.0, epoch_images=0):
+    """Prints one plan as a table."""
+    seconds, chip = p.seconds(), flops.CHIPS[p.chip]
+    table = Table(title=f"{p.config}: {p.program} on {p.topology}, {p.batch_size} images of {p.canvas[0]}×{p.canvas[1]} a step, "
+                        f"mesh {' × '.join(f'{k} {v}' for k, v in p.mesh.items())}, remat {p.remat or 'none'}", show_header=False)
+    table.add_row("fits" if p.spare >= 0 else "DOES NOT FIT", f"{p.total / 1e9:.2f} of {chip.memory / 1e9:.0f} GB a device, "
+                  f"{abs(p.spare) / 1e9:.2f} GB {'left' if p.spare >= 0 else 'too much'}")
+    table.add_row("of which", f"parameters {p.parameters / 1e9:.2f}, optimizer and averages {p.optimizer / 1e9:.2f}, "
+                  f"batch {p.batch / 1e9:.3f}, activations and temporaries {p.temporaries / 1e9:.2f}, "
+                  f"program {p.program_bytes / 1e9:.2f} GB")
+    table.add_row("work of a device", f"{p.flops / 1e12:.2f} TFLOP, {p.bytes_moved / 1e9:.1f} GB moved or more, "
+                  f"{p.gathered_rows / 1e6:.2f} M rows gathered, {p.scattered_rows / 1e6:.2f} M scattered")
+    table.add_row("collectives", ", ".join(f"{kind} {number}× {size / 1e9:.3f} GB" for kind, (number, size) in p.collectives.items())
+                  or "none")
+    table.add_row("at the chip's peak", ", ".join(f"{part} {1e3 * value:.1f} ms" for part, value in seconds.items()))
+    table.add_row("estimated floor", f"{1e3 * p.step_seconds():.1f} ms a step, {p.images_per_second():.0f} images/s, "
+                  f"{100 * seconds['products'] / p.step_seconds():.0f} % of the peak in products; real steps are slower")
+    if hourly_rate:
+        images = epoch_images or 1e6
+        hours = images / p.images_per_second() / 3600
+        table.add_row(f"{images / 1e6:g} M images", f"{hours:.2f} h, {hours * p.devices * hourly_rate:.2f} at {hourly_rate:g} a chip and hour, "
+                      "at least")
+    Console(width=140).print(table)
