@@ -172,7 +172,7 @@ def test_both_scorers_on_hostile_detections(seed):
     """Ties, duplicates, crowds, empty images and classes, areas on the edges of their ranges."""
     rng = np.random.default_rng(seed)
     sides = np.array([1, 31, 32, 33, 95, 96, 97, 200])
-    boxes = lambda n: [[*rng.integers(0, 300, 2).tolist(), *rng.choice(sides, 2).tolist()] for _ in range(n)]      # noqa: E731
+    boxes = lambda n: [[*rng.integers(0, 300, 2).tolist(), *rng.choice(sides, 2).tolist()] for _ in range(n)]
     truth = {"images": [{"id": i} for i in range(12)], "categories": [{"id": c, "name": str(c)} for c in range(1, 7)],
              "annotations": []}
     rows = []
