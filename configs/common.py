@@ -7,6 +7,8 @@ def get_config():
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.init_from = ""                    # workdir whose latest checkpoint gives the first parameters
+    # Regular expressions of the paths of parameters that it may lack and that start fresh, such as those of a new head.
+    config.init_fresh = ()
 
     config.model = ml_collections.ConfigDict()
     config.model.variant = "glipv2_t"        # a name in glipv2_jax/models/config.py
@@ -78,6 +80,10 @@ def get_config():
     config.train.select_by = ""              # score, e.g. "eval/AP"; empty: the first AP, else the first of all
     config.train.stop_patience = 0           # evaluations in a row below the best that end the run; 0: none do. GLIP: 8
     config.train.keep_checkpoints = 2
+    config.train.hang_seconds = 3600.0       # without a step or a scored image that end a process; 0: none. Compilation counts
+    # Steps whose timeline goes to the workdir's folder `profile`, for TensorBoard and Perfetto; profile_steps 0: none.
+    config.train.profile_from_step = 10
+    config.train.profile_steps = 0
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.learning_rate = 1e-4

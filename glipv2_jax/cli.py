@@ -7,6 +7,11 @@ def _train():
     main.run()
 
 
+def _plan():
+    sys.argv.append("--mode=plan")
+    _train()
+
+
 def _evaluate():
     if any(flag.startswith("--config") for flag in sys.argv):
         sys.argv.append("--mode=evaluate")
@@ -63,6 +68,7 @@ COMMANDS = {
     "inspect": (_inspect, "a data set checked, counted and drawn as training sees it: DATA --images=… | --config=…"),
     "prepare": (_prepare, "a data set as sharded records for large runs: DATA --images=… --output=… --shards=…"),
     "train": (_train, "train or resume a config, and score it: --config=… --workdir=…"),
+    "plan": (_plan, "what a run needs on TPUs that are not there, and how fast it could be: --config=… --topology=v5e:4x4"),
     "evaluate": (_evaluate, "a benchmark by name: --benchmark=… --data=… --checkpoint=… --output=…; or a run: --config=… --workdir=…"),
     "convert": (_convert, "GLIP, BERT or Swin weights into a checkpoint, and back: FILE… --model= --output="),
     "export": (_export, "a checkpoint as one file for other programs: --output= [--format=jax|onnx]"),

@@ -1,7 +1,13 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and folders with one writer."""
+import contextlib
+import fcntl
+import logging
 import os
+import socket
 import threading
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 
 def write_whole(path: str | os.PathLike, text: str):
@@ -17,3 +23,36 @@ def write_whole(path: str | os.PathLike, text: str):
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike):
+    """Makes a folder and keeps other runs from writing to it, until the end of the `with` or of the process, however it ends.
+
+    Of a run of several processes the first holds the lock.
+
+    Raises: OSError for a folder that cannot be written to, or that another run holds; it says which.
+    """
+    import jax  # late: everything else here needs no array
+    if jax.process_index() > 0:
+        yield
+        return
+    path = Path(folder) / ".lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise OSError(f"--workdir={folder}: found a folder that cannot be written to ({error.strerror}), expected one that can") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise OSError(f"--workdir={folder}: another run writes there, {file.read().strip() or 'unknown'}; expected one run for a "
+                          "workdir. End it, or choose another --workdir") from None
+        except OSError as error:
+            log.warning("%s: the file system has no locks (%s); nothing keeps a second run from the same workdir", folder, error.strerror)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield

@@ -33,10 +33,11 @@ def count(function, *args):
       function: of arrays. args: arrays or ShapeDtypeStructs.
     Returns: Counter of "flops" (of matrix products and convolutions, two a multiply-add), "gathered_rows", "scattered_rows".
     """
-    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+    return count_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def _count(jaxpr):
+def count_jaxpr(jaxpr):
+    """Work of a traced program, as in `count`; all devices together."""
     total = collections.Counter()
     for eqn in jaxpr.eqns:
         name, out = eqn.primitive.name, eqn.outvars[0].aval if eqn.outvars else None
@@ -53,7 +54,10 @@ def _count(jaxpr):
             indices = eqn.invars[1].aval.shape
             total["gathered_rows" if name == "gather" else "scattered_rows"] += math.prod(indices[:-1])
         times = eqn.params["length"] if name == "scan" else 1
-        inner = [_count(sub) for sub in _inner_jaxprs(eqn)]
+        if name == "shard_map":                          # written for one device
+            axes = eqn.params.get("newly_manual_axes") or eqn.params.get("manual_axes", ())     # jax 0.10; others
+            times = math.prod(eqn.params["mesh"].shape[axis] for axis in axes)
+        inner = [count_jaxpr(sub) for sub in _inner_jaxprs(eqn)]
         if name == "cond":
             inner = [max(inner, key=lambda c: c["flops"])]
         for counter in inner:

@@ -1,4 +1,7 @@
-"""`python -m glipv2_jax.main --config=configs/X.py --workdir=DIR --mode=train|evaluate`: flags and dispatch, no more."""
+"""`python -m glipv2_jax.main --config=configs/X.py --workdir=DIR --mode=train|evaluate|plan`: flags and dispatch, no more.
+
+Exit codes: 0, finished; 75, told to stop, all is saved, the same command goes on; 70, ended by its watchdog; others, failed.
+"""
 import logging
 import os
 import sys
@@ -8,15 +11,26 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from glipv2_jax import processes
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; --config.a.b=value replaces a field.",
                                           lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics and results. The same one resumes.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "evaluate: only score the latest checkpoint.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "plan"], "evaluate: only score the latest checkpoint. plan: compile "
+                          "the step for TPUs that are not there, and say what it needs; needs no workdir.")
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", "", "Several processes as one run: address:port of the first, with num_processes and process_id; or "
-    "auto, where the cluster tells (Cloud TPU pods, Slurm, Open MPI). Every process gets the same other flags.")
+    "coordinator", "auto", "Several processes as one run: address:port of the first, with num_processes and process_id; "
+    "auto: as the cluster says (Cloud TPU, GKE, Slurm, Open MPI), alone elsewhere. Every process gets the same other flags.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the run, with --coordinator=address:port.", 1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0, with --coordinator=address:port.", 0)
+_HEARTBEAT = flags.DEFINE_integer("heartbeat_seconds", 100, "A process that was silent for so long is dead, and the others end.", 10)
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "plan: chips and their shape, such as v5e:4x4, v5p:2x2x4, v6e:16x16.")
+_BATCH = flags.DEFINE_integer("batch", 0, "plan: images of a step over all devices; 0: the config's.", 0)
+_SEARCH = flags.DEFINE_bool("search", False, "plan: look for the fastest batch, remat policy and mesh that fit.")
+_INFERENCE = flags.DEFINE_bool("inference", False, "plan: the forward pass of evaluation, too.")
+_HOURLY_RATE = flags.DEFINE_float("hourly_rate", 0.0, "plan: price of a chip for an hour, for the price of an epoch.", 0.0)
+_EPOCH_IMAGES = flags.DEFINE_integer("epoch_images", 1_000_000, "plan: images of an epoch.", 1)
+_OUTPUT = flags.DEFINE_string("output", None, "plan: file for the numbers as JSON.")
 
 log = logging.getLogger("glipv2_jax")
 
@@ -55,21 +69,32 @@ def set_up_compilation_cache():
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
-    if _COORDINATOR.value == "auto":
-        jax.distributed.initialize()
-    elif _COORDINATOR.value:
-        jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if _MODE.value == "plan":
+        jax.config.update("jax_platforms", "cpu")           # the machine's own devices take no part
+        set_up_logging()
+        from glipv2_jax import plan
+        try:
+            plan.run(_CONFIG.value, _TOPOLOGY.value, config_flags.get_config_filename(flags.FLAGS["config"]), batch=_BATCH.value,
+                     hourly_rate=_HOURLY_RATE.value, epoch_images=_EPOCH_IMAGES.value, searching=_SEARCH.value,
+                     inference=_INFERENCE.value, output=_OUTPUT.value)
+        except ValueError as error:
+            sys.exit(f"glipv2 plan: {error}")
+        return
+    if not _WORKDIR.value:
+        raise app.UsageError("--workdir is missing: the folder of checkpoints, metrics and results")
+    processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _HEARTBEAT.value)
     set_up_logging()
     set_up_compilation_cache()
     log.info("jax %s, %d %s device(s), %d process(es)", jax.__version__, jax.device_count(), jax.default_backend(),
              jax.process_count())
     from glipv2_jax import train  # late: TensorFlow comes with the data
     run = {"train": train.train_and_evaluate, "evaluate": train.evaluate_only}[_MODE.value]
-    run(_CONFIG.value, _WORKDIR.value)
+    with processes.failing_together():
+        run(_CONFIG.value, _WORKDIR.value)
 
 
 def run():
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     app.run(main)
 
 

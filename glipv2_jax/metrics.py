@@ -9,6 +9,9 @@ import jax
 from rich import progress as rich_progress
 from rich.console import Console
 
+from glipv2_jax import flops
+from glipv2_jax.processes import beat
+
 
 class Writer:
     """Metrics of a run in its workdir: one line of `metrics.jsonl` per step, and TensorBoard events.
@@ -100,6 +103,64 @@ class Waiting:
         return share
 
 
+class Speed:
+    """Time, memory and utilisation of the steps since last asked.
+
+    Args:
+      step_fn: the jitted training step. Its work is counted once for each shape of batch, from the trace that it needs anyway.
+    """
+
+    def __init__(self, step_fn):
+        self._step_fn, self._work, self._flops, self._steps, self._since = step_fn, {}, 0.0, 0, None
+
+    def count(self, state, batch, key):
+        """Counts the step that is about to run."""
+        shape = batch["image"].shape
+        if shape not in self._work:
+            self._work[shape] = flops.count_jaxpr(self._step_fn.trace(state, batch, key).jaxpr.jaxpr)["flops"]
+            self._since = None                            # the time until the next line has a compilation in it
+        self._flops += self._work[shape]
+        self._steps += 1
+
+    def values(self):
+        """dict of `step_seconds`, `tflops` a second and device, of products and convolutions; where the device tells, `mfu`, their share of
+        its peak in bfloat16, and `device_memory_gb`, the most that was in use. Without times where a step was compiled meanwhile."""
+        now, found, device = time.perf_counter(), {}, jax.local_devices()[0]
+        if self._since is not None and self._steps:
+            seconds = now - self._since
+            rate = self._flops / seconds / jax.device_count()
+            found = {"step_seconds": seconds / self._steps, "tflops": rate / 1e12}
+            if chip := flops.chip_of(device):
+                found["mfu"] = rate / flops.CHIPS[chip].flops
+        if peak := (device.memory_stats() or {}).get("peak_bytes_in_use"):
+            found["device_memory_gb"] = peak / 1e9
+        self._flops, self._steps, self._since = 0.0, 0, now
+        return found
+
+
+class ProfileWindow:
+    """The timeline of some steps, for TensorBoard and Perfetto.
+
+    Args:
+      folder: of the trace, one of each process. first: step that is the first. count: how many; 0: none.
+    """
+
+    def __init__(self, folder, first, count):
+        self._folder, self._first, self._last = str(folder), first, first + count - 1
+        self._running = False
+
+    def before(self, step):
+        if step == self._first <= self._last:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+
+    def after(self, step, result):
+        if self._running and step == self._last:
+            jax.block_until_ready(result)
+            jax.profiler.stop_trace()
+            self._running = False
+
+
 class Progress:
     """How far a job is, how fast and for how long yet: a bar on a terminal, elsewhere now and then a line.
 
@@ -137,6 +198,7 @@ class Progress:
           images: how many images this run has handled so far, for images/s; None where the unit says enough.
         """
         self.done = done
+        beat(f"{self._title} {done}/{self._total} {self._unit}")
         self._recent.append((time.perf_counter(), done, images))
         self._values = values or {}
         if self._bar is not None:

@@ -14,15 +14,17 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from glipv2_jax import sharding
+from glipv2_jax.bad_steps import BadSteps
 from glipv2_jax.build import abstract_params, build, make_step
-from glipv2_jax.checkpoint import Checkpoints, load_params, read_about
+from glipv2_jax.checkpoint import Checkpoints, load_params, read_about, with_fresh
 from glipv2_jax.evaluate import EvalSource, evaluate
 from glipv2_jax.evaluation.benchmarks import BENCHMARKS, find_sources
-from glipv2_jax.files import write_whole
-from glipv2_jax.metrics import Progress, Waiting, Writer
+from glipv2_jax.files import locked, write_whole
+from glipv2_jax.metrics import ProfileWindow, Progress, Speed, Waiting, Writer
 from glipv2_jax.optim import with_learning_rate_factor
 from glipv2_jax.plateau import Plateau
 from glipv2_jax.predict import Predictor
+from glipv2_jax.processes import Stopped, StopSignal, Watchdog, beat
 from glipv2_jax.train_state import shardings_of
 from input_pipeline import BadRecords, train_batches
 from input_pipeline.registry import eval_specs, make_source, train_options, train_specs
@@ -59,8 +61,15 @@ def train_and_evaluate(config, workdir):
       config: ConfigDict, as configs/common.py describes it.
       workdir: folder of checkpoints, metrics, results and pictures; made when missing.
     Returns: dict of scores.
-    Raises: ValueError for a config that cannot work; FloatingPointError for a loss that is not finite.
+    Raises:
+      ValueError for a config that cannot work; FloatingPointError for losses that are not finite; OSError for a workdir that
+        another run writes to, or a checkpoint that could not be saved; Stopped, after saving, where the run was told to stop.
     """
+    with locked(workdir), StopSignal() as stop:
+        return _train_and_evaluate(config, workdir, stop)
+
+
+def _train_and_evaluate(config, workdir, stop):
     workdir = pathlib.Path(workdir)
     is_main = jax.process_index() == 0
     t, d = config.train, config.data
@@ -89,19 +98,20 @@ def train_and_evaluate(config, workdir):
     # The order of the data is a function of these numbers, too.
     records = {spec.get("name", source.name): len(source) for spec, source in zip(specs, sources)}
     about = json.loads(config.to_json_best_effort()) | {"records": records}, dataclasses.asdict(model.config)
-    state = checkpoints.restore(abstract)
+    state, unscored = checkpoints.restore(abstract), False
     if state is not None:
         before = read_about(workdir)
+        unscored = before.get("unscored", False)
         plateau = dataclasses.replace(plateau, **before.get("plateau", {}))
         for line in changed_fields(before["config"], about[0]) if is_main else ():
             log.warning("resumed with another config than the checkpoint's: %s", line)
     else:
         state = jax.jit(create, out_shardings=shardings_of(abstract))(jax.random.key(config.seed))
         if config.init_from:
-            params = load_params(config.init_from, abstract.params)
+            params = with_fresh(load_params(config.init_from, abstract.params, fresh=config.init_fresh), state.params)
             ema = jax.tree.map(jnp.copy, params) if t.ema_decay > 0 else None
             state = state.replace(params=params, ema_params=ema)
-    start_step = int(state.step)
+    start_step = int(jax.device_get(state.step))
     if is_main:
         count = sum(x.size for x in jax.tree.leaves(state.params))
         log.info("%s: %.1f M parameters, mesh %s, from step %d of %d, %d training images", config.model.variant,
@@ -118,13 +128,16 @@ def train_and_evaluate(config, workdir):
     predictor = Predictor(model, mesh, config.eval)
 
     def score(state):
+        step = int(jax.device_get(state.step))
         predictor.params = state.ema_params if config.eval.ema else state.params
-        return evaluate(predictor, mesh, config, eval_sources, tokenizer, workdir,
-                        f"{workdir.name}, step {int(state.step)}{', averaged' * config.eval.ema}")
+        # Found detections are kept in parts: an evaluation that is stopped loses little.
+        with stop.at_once():
+            return evaluate(predictor, mesh, config, eval_sources, tokenizer, workdir,
+                            f"{workdir.name}, step {step}{', averaged' * config.eval.ema}")
 
     def judge(state, scores):
         """The state after its scores: it may be kept as the best, its learning rate may fall, and the run may end."""
-        step, (name, value) = int(state.step), selected_score(scores, t.select_by)
+        step, (name, value) = int(jax.device_get(state.step)), selected_score(scores, t.select_by)
         if plateau.update(value, step):
             best.forget_from(step)
             best.save(state.replace(opt_state=()), *about, selected={"score": name, "value": value})
@@ -138,48 +151,61 @@ def train_and_evaluate(config, workdir):
 
     # -- loop
     scores, scored_step = {}, None
-    with (sharding.use(mesh, config.mesh.rules), contextlib.closing(checkpoints),
+    with (sharding.use(mesh, config.mesh.rules), Watchdog(t.hang_seconds), contextlib.closing(checkpoints),
           contextlib.closing(best) if best else contextlib.nullcontext(),
           Writer(workdir, enabled=is_main, start_step=start_step) as writer):
+        if unscored:
+            scores, scored_step = score(state), start_step
+            state = judge(state, scores)
         if start_step < num_steps and not plateau.stopped:
             bad_records = BadRecords(d.max_bad_records)
-            batches = train_batches(
+            batches = Waiting(train_batches(
                 **train_options(config, specs, sources, tokenizer), start_step=start_step,
                 process_index=jax.process_index(), process_count=jax.process_count(), parallel_reads=d.parallel_reads,
-                bad_records=bad_records)
-            batches = Waiting(batches)
+                bad_records=bad_records))
+            bad_steps = BadSteps(workdir, sources, t.not_finite, t.max_skipped_steps)
+            speed, profile = Speed(step_fn), ProfileWindow(workdir / "profile", t.profile_from_step, t.profile_steps)
             log.info("compiling the training step, once for each canvas: about a minute for a small model, several for "
                      "a large one")
-            pending = None
             with Progress("train", total=num_steps, unit="steps", done=start_step) as progress:
                 for step, batch in zip(range(start_step, num_steps), batches):
-                    state, metrics = step_fn(state, sharding.global_batch(batch, mesh), key)
+                    arrays = sharding.global_batch(batch, mesh)
+                    speed.count(state, arrays, key)
+                    profile.before(step)
+                    # Nothing travels between host and device by accident, which would wait for the device.
+                    with jax.transfer_guard("disallow"):
+                        state, metrics = step_fn(state, arrays, key)
+                    profile.after(step, metrics)
                     # The former step is looked at while this one runs: the device never waits for the host.
-                    _check_finite(pending, sources)
-                    pending = step, metrics, (batch["source"], batch["example_id"])
+                    bad_steps.look_at(step, metrics, batch)
+                    checkpoints.check()
+                    beat(f"step {step}")
                     done = step + 1
-                    last = done == num_steps
+                    stopping, last = stop.reached(done), done == num_steps
                     if last or done % t.log_every_steps == 0 or done == start_step + 1:
                         values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-                        values |= _input_metrics(batch, batches, bad_records)
+                        values |= speed.values() | _input_metrics(batch, batches, bad_records) | {"bad_steps": bad_steps.count}
                         writer.scalars(done, values)
                         progress.update(done, values, images=(done - start_step) * t.batch_size)
-                    # Scored before it is saved: a checkpoint holds what its own scores have decided.
-                    if not last and eval_every and done % eval_every == 0:
-                        _check_finite(pending, sources)
+                    # Scored before it is saved: a checkpoint holds what its own scores have decided, or that they are due.
+                    due = not last and eval_every and done % eval_every == 0
+                    if due and not stopping:
+                        bad_steps.settle()
                         scores, scored_step = score(state), done
                         writer.scalars(done, scores)
                         state = judge(state, scores)
-                    if last or plateau.stopped or (t.checkpoint_every_steps and done % t.checkpoint_every_steps == 0):
-                        _check_finite(pending, sources)
-                        checkpoints.save(state, *about, plateau=plateau.state())
+                    if last or stopping or plateau.stopped or (t.checkpoint_every_steps and done % t.checkpoint_every_steps == 0):
+                        bad_steps.settle()
+                        checkpoints.save(state, *about, plateau=plateau.state(), unscored=bool(due and stopping))
+                    if stopping:
+                        log.info("step %d: saved and stopped; the same command goes on", done)
+                        raise Stopped
                     if plateau.stopped:
                         break
-            _check_finite(pending, sources)
-        if scored_step != int(state.step):
+        if scored_step != int(jax.device_get(state.step)):
             started = time.perf_counter()
             scores = score(state)
-            writer.scalars(int(state.step), scores)
+            writer.scalars(int(jax.device_get(state.step)), scores)
             if eval_every and not plateau.stopped:
                 judge(state, scores)
             if is_main:
@@ -227,19 +253,6 @@ def _input_metrics(batch, batches, bad_records):
             "bad_records": float(of_hosts[:, 2].sum())}
 
 
-def _check_finite(pending, sources):
-    """Stops the run at a step whose loss or gradient was not finite. That step changed no parameter."""
-    if pending is None:
-        return
-    step, metrics, (source, example) = pending
-    if not bool(jax.device_get(metrics["finite"])):
-        names = sorted({f"{sources[s].name} image {e}" for s, e in zip(np.asarray(source), np.asarray(example))})
-        raise FloatingPointError(
-            f"step {step + 1}: loss {float(metrics['loss'])}, gradient norm {float(metrics['grad_norm'])}; expected "
-            f"finite numbers. Losses: { {k: float(v) for k, v in metrics.items() if k.startswith('loss_')} }. "
-            f"Examples on this host: {', '.join(names)}")
-
-
 def evaluate_only(config, workdir):
     """Scores the latest checkpoint of a workdir, and writes the results there.
 
@@ -259,7 +272,7 @@ def evaluate_only(config, workdir):
         sources = make_eval_sources(d)
     mesh, tokenizer, model = build(config)
     params = load_params(workdir, abstract_params(mesh, model, config), ema=config.eval.ema)
-    with sharding.use(mesh, config.mesh.rules):
+    with sharding.use(mesh, config.mesh.rules), StopSignal() as stop, stop.at_once():
         predictor = Predictor(model, mesh, config.eval)
         predictor.params = params
         name = f"{pathlib.Path(workdir).name}, step {read_about(workdir)['next_step']}{', averaged' * config.eval.ema}"

@@ -15,9 +15,8 @@ import shutil
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
-from glipv2_jax.checkpoint import Checkpoints, load_params, read_about
+from glipv2_jax.checkpoint import Checkpoints, holds_ema, load_params, read_about
 from glipv2_jax.convert import names
 from glipv2_jax.convert.sources import FRESH, KINDS, explain_unused, open_weights, read_source
 from glipv2_jax.convert.torch_file import TorchFile, write_torch
@@ -143,7 +142,7 @@ def export(directory, path, to, *, ema=False):
         save_file({key: np.asarray(value, order="C") for key, value in model.items()}, path)
         return model
     tree = {"model": _with_prefix(model)}
-    if not ema and _has_ema(directory):
+    if not ema and holds_ema(directory):
         tree["model_ema"] = _with_prefix(state(True))
     write_torch(path, tree)
     return model
@@ -258,10 +257,3 @@ def _fresh_parameters(config, paths, seed):
 
 def _with_prefix(state):
     return {f"module.{key}": value for key, value in state.items()}
-
-
-def _has_ema(directory):
-    """Whether the latest checkpoint of a workdir holds averaged parameters."""
-    step = pathlib.Path(directory).absolute() / "checkpoints" / str(read_about(directory)["next_step"])
-    with ocp.StandardCheckpointer() as checkpointer:
-        return bool(checkpointer.metadata(step / "state").item_metadata.get("ema_params"))
