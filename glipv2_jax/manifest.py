@@ -28,33 +28,37 @@ def problems(directory):
 
     Returns: list of "file: what is wrong", empty where every file that it names is as it was; None without a manifest.
     """
-    path = pathlib.Path(directory) / NAME
+    directory = pathlib.Path(directory)
     try:
-        text = path.read_bytes()
+        text = (directory / NAME).read_bytes()
     except FileNotFoundError:
         return None
-    return list(_problems(path.parent, text))
-
-
-@functools.lru_cache(maxsize=8)         # state and description of a checkpoint are read by separate calls
-def _problems(directory, text):
     try:
         stored = dict(reversed(line.split("  ", 1)) for line in text.decode().splitlines())
     except (UnicodeDecodeError, ValueError):
         stored = {}
     if not stored:
-        return (f"{NAME}: found no sums, expected lines of a sum and a file",)
-    files = [directory / name for name in stored]
-    missing = {path for path in files if not path.is_file()}
-    present = [path for path in files if path not in missing]
-    found = dict(zip(present, _sums(present)))
-    return tuple(f"{name}: missing" if path in missing else f"{name}: another sum than in {NAME}"
-                 for path, (name, expected) in zip(files, stored.items()) if found.get(path) != expected)
+        return [f"{NAME}: found no sums, expected lines of a sum and a file"]
+    found = dict(zip(stored, _sums([directory / name for name in stored])))
+    return [f"{name}: another sum than in {NAME}" if found[name] else f"{name}: missing"
+            for name, expected in stored.items() if found[name] != expected]
 
 
 def _sums(files):
-    def one(path):
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
     with concurrent.futures.ThreadPoolExecutor(4) as pool:         # hashing lets other threads run
-        return list(pool.map(one, files))
+        return list(pool.map(_sum, files))
+
+
+def _sum(path):
+    try:
+        about = path.stat()
+        return _sum_of(path, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+    except FileNotFoundError:
+        return None
+
+
+@functools.lru_cache(maxsize=4096)      # description, parameters and averages of a checkpoint are read by separate calls
+def _sum_of(path, *unchanged):
+    del unchanged
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
