@@ -61,7 +61,14 @@ def set_up_logging():
 
 
 def set_up_compilation_cache():
-    """Keeps compiled programs between runs, so that a second start is fast. JAX_COMPILATION_CACHE_DIR moves it."""
+    """Keeps compiled programs between runs, so that a second start is fast. JAX_COMPILATION_CACHE_DIR moves it.
+
+    Not for several processes on CPUs: JAX keeps the programs of the first alone, which would be minutes ahead of the others at the next
+    start, and gloo waits for half a minute.
+    """
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
     jax.config.update("jax_compilation_cache_dir", os.environ.get(
         "JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/glipv2_jax/xla")))
 

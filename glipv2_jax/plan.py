@@ -27,6 +27,7 @@ from glipv2_jax.files import write_whole
 from input_pipeline.schema import batch_spec
 
 log = logging.getLogger(__name__)
+TPUS = ("v5e", "v5p", "v6e")           # whose compiler runs without them
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8}
 
@@ -117,10 +118,10 @@ def compile_train(config, devices, topology, name):
         t.batch_size, tuple(d.canvases[0]), d.max_tokens, d.max_boxes).items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
-    kept = _bytes_on_one(state.params)
-    rest = _bytes_on_one((state.opt_state, state.ema_params))
+    kept = bytes_on_one(state.params)
+    rest = bytes_on_one((state.opt_state, state.ema_params))
     return _compiled(step, (state, batch, key), config, mesh, model, devices, topology, name, "train", t.batch_size,
-                     tuple(d.canvases[0]), kept, rest, _bytes_on_one(batch))
+                     tuple(d.canvases[0]), kept, rest, bytes_on_one(batch))
 
 
 def compile_inference(config, devices, topology, name):
@@ -136,7 +137,7 @@ def compile_inference(config, devices, topology, name):
         outputs = model.apply({"params": params}, *batch)
         return outputs.box_deltas, outputs.centerness, outputs.alignment_logits
     return _compiled(jax.jit(forward), (params, *batch), config, mesh, model, devices, topology, name, "inference", b, canvas,
-                     _bytes_on_one(params), 0, _bytes_on_one(batch))
+                     bytes_on_one(params), 0, bytes_on_one(batch))
 
 
 def _compiled(function, args, config, mesh, model, devices, topology, name, program, batch_size, canvas, kept, rest, fed):
@@ -161,8 +162,8 @@ def _compiled(function, args, config, mesh, model, devices, topology, name, prog
         {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "date": time.strftime("%Y-%m-%d")})
 
 
-def _bytes_on_one(tree):
-    """Bytes of a tree on one device; a key's are not counted."""
+def bytes_on_one(tree):
+    """Bytes on one device of a tree of arrays or ShapeDtypeStructs with shardings; a key's are not counted."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 

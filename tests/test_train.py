@@ -1,6 +1,8 @@
 """The main job from end to end on rendered scenes: train, stop, resume, evaluate; and how it fails."""
 import json
+import os
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from glipv2_jax.build import abstract_params, build
 from glipv2_jax.checkpoint import load_params, read_about
 from glipv2_jax.models.glipv2 import init_params
 from glipv2_jax.predict import Detector
+from glipv2_jax.processes import Stopped
 from input_pipeline import stand_ins
 from input_pipeline.canvases import Order
 from input_pipeline.registry import make_source
@@ -58,6 +61,11 @@ def _metrics(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+def _timeless(lines):
+    """Time is not part of what resumes."""
+    return [{k: v for k, v in line.items() if k not in ("input_wait", "step_seconds", "tflops")} for line in lines]
+
+
 def test_a_run_leaves_results_that_pycocotools_reads(finished):
     _, workdir, scores = finished
     assert set(scores) >= {"heldout/AP50", "heldout/heldout_AP50", "captions/recall@1"}
@@ -65,6 +73,7 @@ def test_a_run_leaves_results_that_pycocotools_reads(finished):
     assert [line["step"] for line in lines] == list(range(1, 7))
     assert {"loss_box", "loss_centerness", "loss_alignment", "loss_inter", "loss_mlm", "grad_norm"} <= set(lines[0])
     assert all(line["padding"] == 0 and line["bad_records"] == 0 and 0 <= line["input_wait"] <= 1 for line in lines)
+    assert all(line["step_seconds"] > 0 and line["tflops"] > 0 for line in lines[1:]) and "mfu" not in lines[1]     # a CPU's peak is not known
     assert lines[-1]["heldout/AP50"] == scores["heldout/AP50"]
     rows = json.loads((workdir / "detections.json").read_text())
     assert rows and [r["image_id"] for r in rows] == sorted(r["image_id"] for r in rows)
@@ -84,13 +93,42 @@ def test_a_stopped_run_resumes_bit_for_bit(finished, tmp_path):
     shutil.copytree(workdir / "checkpoints" / "3", tmp_path / "checkpoints" / "3")
     shutil.copy(workdir / "metrics.jsonl", tmp_path)
     train.train_and_evaluate(config, tmp_path)
-    # Time is not part of what resumes.
-    assert [line | {"input_wait": 0} for line in _metrics(tmp_path)] == [
-        line | {"input_wait": 0} for line in _metrics(workdir)]
+    assert _timeless(_metrics(tmp_path)) == _timeless(_metrics(workdir))
     assert (tmp_path / "detections.json").read_text() == (workdir / "detections.json").read_text()
     for ema in (False, True):
         resumed, unbroken = (_params(config, folder, ema) for folder in (tmp_path, workdir))
         jax.tree.map(np.testing.assert_array_equal, resumed, unbroken)
+
+
+def test_sigterm_saves_at_that_step_and_the_same_command_goes_on(finished, tmp_path, monkeypatch):
+    config, workdir, _ = finished
+    scalars = train.Writer.scalars
+
+    def told_to_stop(writer, step, values):
+        scalars(writer, step, values)
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+    with monkeypatch.context() as patch, pytest.raises(Stopped) as stopped:
+        patch.setattr(train.Writer, "scalars", told_to_stop)
+        train.train_and_evaluate(config, tmp_path)
+    assert stopped.value.code == 75 and read_about(tmp_path)["next_step"] == 5     # no multiple of three: saved for this
+    train.train_and_evaluate(config, tmp_path)
+    assert (tmp_path / "detections.json").read_text() == (workdir / "detections.json").read_text()
+    jax.tree.map(np.testing.assert_array_equal, *(_params(config, folder, True) for folder in (tmp_path, workdir)))
+
+
+def test_an_evaluation_that_was_due_when_the_run_was_stopped_comes_first(judged, tmp_path, monkeypatch):
+    config, workdir, evaluated = judged
+    evaluated.clear()
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(train.StopSignal, "reached", lambda self, step: step == 4)
+        train.train_and_evaluate(config, tmp_path)
+    assert evaluated == [2] and read_about(tmp_path)["unscored"]
+    evaluated.clear()
+    train.train_and_evaluate(config, tmp_path)
+    assert evaluated == [4, 6, 8, 10, 12]
+    jax.tree.map(np.testing.assert_array_equal, *(_params(config, folder, False) for folder in (tmp_path, workdir)))
+    assert read_about(tmp_path / "best") == read_about(workdir / "best")
 
 
 def test_a_coco_file_trains_from_another_run_and_is_scored_in_its_own_pixels(finished, tmp_path):
@@ -191,8 +229,7 @@ def test_a_judged_run_resumes_bit_for_bit_and_is_not_taken_up_after_its_end(judg
     evaluated.clear()
     train.train_and_evaluate(config, tmp_path)
     assert evaluated == [6, 8, 10, 12]
-    assert [line | {"input_wait": 0} for line in _metrics(tmp_path)] == [
-        line | {"input_wait": 0} for line in _metrics(workdir)]
+    assert _timeless(_metrics(tmp_path)) == _timeless(_metrics(workdir))
     for folder in (".", "best"):
         jax.tree.map(np.testing.assert_array_equal, *(_params(config, run / folder, True) for run in (tmp_path, workdir)))
         assert read_about(tmp_path / folder) == read_about(workdir / folder)
