@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# A run on one TPU slice of a GKE cluster with the JobSet controller. docs/pod.md has the steps around it.
+#   bash launch/gke.sh [--dry-run] COMMAND [flags of glipv2_jax.main]
+#     create   makes the node pool: the slice, which costs money from here on
+#     run      starts launch/jobset.yaml on it; restarts are the cluster's business
+#     status, log, stop (saves; run goes on from there), delete (the node pool)
+#   NAME                    of the run and its node pool
+#   CLUSTER, LOCATION, PROJECT, MACHINE   of create and delete; MACHINE e.g. ct5lp-hightpu-4t
+#   ACCELERATOR, TOPOLOGY   e.g. tpu-v5-lite-podslice and 4x4
+#   CHIPS                   of a machine (default: 4)
+#   IMAGE, CLAIM            of run: the image made of launch/Dockerfile; the PersistentVolumeClaim of the shared folder, which the
+#                           program sees as /mnt/glipv2
+#   RESTARTS                starts again after failures (default: 10)
+#   SPOT=1                  preemptible machines
+set -euo pipefail
+
+# shellcheck source=launch/acting.sh
+source "$(dirname "${BASH_SOURCE[0]}")/acting.sh"
+
+here=$(dirname "${BASH_SOURCE[0]}")
+chips=${CHIPS:-4}
+need NAME "a name for the run, of lower-case letters, digits and -"
+pods=jobset.sigs.k8s.io/jobset-name=$NAME
+
+of_cluster() {
+  need PROJECT "the Google Cloud project"
+  need LOCATION "the zone or region of the cluster"
+  need CLUSTER "the cluster"
+  where=(--project="$PROJECT" --location="$LOCATION" --cluster="$CLUSTER")
+}
+
+# Sets hosts: how many machines the topology has.
+count_hosts() {
+  need TOPOLOGY "chips along each side of the slice, such as 4x4"
+  if [[ ! $TOPOLOGY =~ ^[0-9]+(x[0-9]+)+$ || $((${TOPOLOGY//x/*} % chips)) -ne 0 ]]; then
+    echo "gke.sh: found TOPOLOGY=$TOPOLOGY, expected sides such as 4x4, in all a multiple of CHIPS=$chips" >&2
+    exit 2
+  fi
+  hosts=$((${TOPOLOGY//x/*} / chips))
+}
+
+create() {
+  of_cluster
+  count_hosts
+  need MACHINE "the kind of machine, such as ct5lp-hightpu-4t"
+  local more=()
+  [[ -z ${SPOT:-} ]] || more+=(--spot)
+  act gcloud container node-pools create "$NAME" "${where[@]}" --machine-type="$MACHINE" --tpu-topology="$TOPOLOGY" \
+    --num-nodes="$hosts" "${more[@]}" --quiet
+}
+
+manifest() {
+  local text flags='' flag key
+  text=$(<"$here/jobset.yaml")
+  for flag in "$@"; do
+    flags+="${flags:+, }'${flag//\'/\'\'}'"
+  done
+  local -A values=([NAME]=$NAME [RESTARTS]=${RESTARTS:-10} [HOSTS]=$hosts [ACCELERATOR]=$ACCELERATOR [TOPOLOGY]=$TOPOLOGY
+    [IMAGE]=$IMAGE [CHIPS]=$chips [CLAIM]=$CLAIM)
+  for key in "${!values[@]}"; do
+    text=${text//__${key}__/"${values[$key]}"}
+  done
+  # Last, as flags may hold anything.
+  printf '%s\n' "${text//__FLAGS__/"[$flags]"}"
+}
+
+run() {
+  need ACCELERATOR "the kind of TPU, such as tpu-v5-lite-podslice"
+  need IMAGE "the image with this project and the extra tpu, made of launch/Dockerfile"
+  need CLAIM "the PersistentVolumeClaim of the folder that all hosts share"
+  count_hosts
+  [[ -z $dry_run ]] || manifest "$@"
+  manifest "$@" | act kubectl apply --filename=-
+}
+
+case ${1:-} in
+  create) create ;;
+  run) run "${@:2}" ;;
+  status)
+    act kubectl get jobset "$NAME"
+    act kubectl get pods --selector="$pods"
+    ;;
+  log) act kubectl logs --follow --tail=100 --selector="$pods,batch.kubernetes.io/job-completion-index=0" ;;
+  stop) act kubectl delete jobset "$NAME" ;;
+  delete)
+    of_cluster
+    act gcloud container node-pools delete "$NAME" "${where[@]}" --quiet
+    ;;
+  *)
+    echo "gke.sh: found '${1:-}', expected create, run, status, log, stop or delete" >&2
+    exit 2
+    ;;
+esac

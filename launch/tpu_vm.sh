@@ -1,0 +1,170 @@
+#!/usr/bin/env bash
+# A run on a Cloud TPU slice, from the request for the slice to its deletion. docs/pod.md has the steps around it.
+#   bash launch/tpu_vm.sh [--dry-run] COMMAND [flags of glipv2_jax.main]
+#     create   asks for the slice, as a queued resource
+#     wait     waits until it is there
+#     setup    copies this project to all hosts, installs it, mounts the file server; again after changes
+#     run      starts the program on all hosts, each under launch/supervise.py; goes on without this machine
+#     keep     all of the above and, whenever the slice was preempted, all of it again, until the run has finished
+#     status, log, stop (saves; run goes on from there), delete
+#   PROJECT, ZONE, NAME    of the slice
+#   ACCELERATOR, RUNTIME   of create and keep, e.g. v5litepod-16 and v2-alpha-tpuv5-lite
+#   SPOT=1                 asks for preemptible capacity
+#   CREATE_FLAGS           more flags of `gcloud compute tpus queued-resources create`, e.g. --network=… or --reserved
+#   NFS, SETUP, RESTARTS   see tpu_host.sh
+#   DELETE=1               keep deletes the slice after the run has finished
+#   POLL                   seconds between two looks (default: 60)
+set -euo pipefail
+
+# shellcheck source=launch/acting.sh
+source "$(dirname "${BASH_SOURCE[0]}")/acting.sh"
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# What a host needs of this project.
+parts=(LICENSE NOTICE README.md configs glipv2_jax input_pipeline launch pyproject.toml setup.cfg)
+
+need PROJECT "the Google Cloud project"
+need ZONE "the zone of the slice, such as europe-west4-b"
+need NAME "a name for the slice and its request"
+where=(--project="$PROJECT" --zone="$ZONE")
+poll=${POLL:-60}
+printf -v settings ' %q' NFS="${NFS:-}" SETUP="${SETUP:-}" RESTARTS="${RESTARTS:-10}"
+
+say() { echo "tpu_vm.sh: $*" >&2; }
+
+# State of the request; that of the machines once they are there. MISSING: no such request; UNKNOWN: no answer.
+slice_state() {
+  local found
+  if [[ -n $dry_run ]]; then
+    act gcloud compute tpus queued-resources describe "$NAME" "${where[@]}" --format='value(state.state)'
+    echo READY
+  elif ! found=$(gcloud compute tpus queued-resources describe "$NAME" "${where[@]}" --format='value(state.state)' 2>&1); then
+    if [[ $found == *NOT_FOUND* || $found == *"not found"* ]]; then
+      echo MISSING
+    else
+      say "no answer: $found"
+      echo UNKNOWN
+    fi
+  elif [[ $found == ACTIVE ]]; then
+    gcloud compute tpus tpu-vm describe "$NAME" "${where[@]}" --format='value(state)' || echo UNKNOWN
+  else
+    echo "$found"
+  fi
+}
+
+create() {
+  need ACCELERATOR "the kind of slice, such as v5litepod-16"
+  need RUNTIME "the image of its machines, such as v2-alpha-tpuv5-lite"
+  local more=()
+  [[ -z ${SPOT:-} ]] || more+=(--spot)
+  # shellcheck disable=SC2206  # several flags in one variable
+  more+=(${CREATE_FLAGS:-})
+  act gcloud compute tpus queued-resources create "$NAME" --node-id="$NAME" "${where[@]}" \
+    --accelerator-type="$ACCELERATOR" --runtime-version="$RUNTIME" "${more[@]}" --quiet
+}
+
+wait_for_slice() {
+  local state before=
+  while true; do
+    state=$(slice_state)
+    [[ $state == "$before" ]] || say "$NAME: $state"
+    before=$state
+    case $state in
+      READY) return ;;
+      MISSING | FAILED | SUSPENDING | SUSPENDED | PREEMPTED | TERMINATED)
+        say "$NAME will not come: delete it and create it again, as keep does"
+        exit 1
+        ;;
+    esac
+    sleep "$poll"
+  done
+}
+
+# on_hosts WORKERS COMMAND…: runs launch/tpu_host.sh there.
+on_hosts() {
+  local line
+  printf -v line ' %q' "${@:2}"
+  act gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker="$1" --quiet \
+    --command="env$settings bash glipv2_jax/launch/tpu_host.sh$line"
+}
+
+setup() {
+  local archive
+  archive=$(mktemp -d)/glipv2_jax.tgz
+  trap 'rm -rf "$(dirname "$archive")"' RETURN
+  # Joined, as errors do not end a function that is asked whether it worked.
+  act tar -czf "$archive" -C "$root" --exclude=__pycache__ "${parts[@]}" &&
+    act gcloud compute tpus tpu-vm scp "$archive" "$NAME:glipv2_jax.tgz" "${where[@]}" --worker=all --quiet &&
+    act gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker=all --quiet \
+      --command="mkdir -p glipv2_jax && tar -xzf glipv2_jax.tgz -C glipv2_jax" &&
+    on_hosts all setup
+}
+
+# What the hosts say, each word once: of running, finished, failed, none. Empty: no answer.
+run_state() {
+  on_hosts all state 2>/dev/null | sed -n 's/^.*state: //p' | sort -u | tr '\n' ' ' || true
+}
+
+delete() {
+  act gcloud compute tpus queued-resources delete "$NAME" "${where[@]}" --force --quiet
+}
+
+keep() {
+  if [[ -n $dry_run ]]; then
+    create
+    wait_for_slice
+    setup
+    on_hosts all run "$@"
+    return
+  fi
+  # Every round looks first, so that it does not matter when this was started, or started again.
+  local state before=
+  while true; do
+    state=$(slice_state)
+    [[ $state != READY ]] || state="READY, $(run_state)"
+    [[ $state == "$before" ]] || say "$NAME: $state"
+    before=$state
+    case $state in
+      MISSING) create ;;
+      FAILED | SUSPENDING | SUSPENDED | PREEMPTED | TERMINATED) delete || true ;;
+      READY*failed*)
+        say "the run has failed more often than RESTARTS allows; see: bash launch/tpu_vm.sh log"
+        exit 1
+        ;;
+      READY*running*none* | READY*none*running* | "READY, none ")
+        if setup; then
+          on_hosts all run "$@" || true
+        fi
+        ;;
+      READY*running*) ;;
+      READY*finished*)
+        if [[ -n ${DELETE:-} ]]; then
+          delete
+        else
+          say "finished. The slice still costs money: bash launch/tpu_vm.sh delete"
+        fi
+        return
+        ;;
+    esac
+    sleep "$poll"
+  done
+}
+
+case ${1:-} in
+  create) create ;;
+  wait) wait_for_slice ;;
+  setup) setup ;;
+  run) on_hosts all run "${@:2}" ;;
+  keep) keep "${@:2}" ;;
+  status)
+    say "$NAME: $(slice_state)"
+    on_hosts all state
+    ;;
+  log) on_hosts 0 log ;;
+  stop) on_hosts all stop ;;
+  delete) delete ;;
+  *)
+    echo "tpu_vm.sh: found '${1:-}', expected create, wait, setup, run, keep, status, log, stop or delete" >&2
+    exit 2
+    ;;
+esac
