@@ -78,7 +78,8 @@ class Supervisor:
         """Exit code of one start: of the process that failed first, else 0."""
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if prefixes else {}
         # Sessions of their own: a Ctrl-C then reaches the processes once, from here.
-        processes = [subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_end_with_parent, **output)
+        processes = [subprocess.Popen(command, env=environment, start_new_session=True, **output,
+                                      preexec_fn=_end_with_parent)                # noqa: PLW1509  no thread runs here
                      for command in commands]
         readers = [threading.Thread(target=_copy, args=(process.stdout, prefix.encode()), daemon=True)
                    for process, prefix in zip(processes, prefixes or ())]

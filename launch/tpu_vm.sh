@@ -91,7 +91,7 @@ on_hosts() {
 setup() {
   local archive
   archive=$(mktemp -d)/glipv2_jax.tgz
-  trap 'rm -rf "$(dirname "$archive")"' RETURN
+  trap 'rm -rf "$(dirname "$archive")"; trap - RETURN' RETURN
   # Joined, as errors do not end a function that is asked whether it worked.
   act tar -czf "$archive" -C "$root" --exclude=__pycache__ "${parts[@]}" &&
     act gcloud compute tpus tpu-vm scp "$archive" "$NAME:glipv2_jax.tgz" "${where[@]}" --worker=all --quiet &&

@@ -65,8 +65,9 @@ class Cluster(Machine):
         self.calls.write_text("")
         environment = {"PATH": str(self.bin), "CALLS": str(self.calls), "ANSWERS": str(self.answers), "HOME": str(self.root.parent),
                        "TMPDIR": str(self.root.parent)} | environment
-        return subprocess.Popen(["bash", str(script if os.path.isabs(script) else self.root / script), *arguments], text=True,
-                                env=environment, cwd=self.root.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        script = script if script == "-c" or os.path.isabs(script) else self.root / script
+        return subprocess.Popen(["bash", script, *arguments], text=True, env=environment, cwd=self.root.parent,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def called(self):
         return [shlex.split(line) for line in self.calls.read_text().splitlines()]
@@ -309,6 +310,22 @@ def test_the_image_is_made_of_what_there_is():
     assert all(f"\n{extra} =" in extras for extra in ("cuda", "tpu"))
 
 
+@pytest.mark.parametrize("section", ["Cloud TPU, step by step", "GKE", "Slurm, GPUs", "One machine"])
+def test_what_the_page_tells_to_type_can_be_typed(tmp_path, section):
+    """The blocks of a section as one script, with made-up programs."""
+    page = (ROOT / "docs" / "pod.md").read_text()
+    (text,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    cluster = Cluster(tmp_path, gcloud=KEEP, states="ACTIVE\n", machines="READY\n", hosts="none\nfinished\n")
+    for name in ("docker", "glipv2", "python"):
+        shutil.copy(cluster.bin / "gcloud", cluster.bin / name)
+    script = "set -e\n" + "".join(f"cd {cluster.root}\n{block.replace('cd /mnt/glipv2/data', '')}" for block in blocks)
+    code, error, calls = cluster.run("-c", script, POLL="0")
+    assert code == 0, error
+    named = {path for call in calls for word in call for path in re.findall(r"(?:configs|launch)/\w+(?:\.\w+)?", word)}
+    assert named and all((ROOT / path).exists() for path in named)
+
+
 # -- processes of this machine, with a made-up program
 
 PROGRAM = """
@@ -361,7 +378,8 @@ def test_the_first_failure_stops_the_others_and_is_the_exit_code(local_pod):
 
 
 def test_a_process_that_does_not_stop_is_killed(local_pod):
-    pod = local_pod(f"if me == 1: os.kill(os.getpid(), 9)\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n{WAIT}", "--grace=0.3")
+    pod = local_pod("while me == 1:\n  if (folder / 'ready').exists(): os.kill(os.getpid(), 9)\n"
+                    f"signal.signal(signal.SIGTERM, signal.SIG_IGN)\n(folder / 'ready').touch()\n{WAIT}", "--grace=0.3")
     output, _ = pod.communicate(timeout=30)
     assert pod.returncode == 128 + 9 and "killed" in output
 
@@ -385,7 +403,8 @@ def test_a_stop_after_saving_is_followed_by_a_start_as_often_as_it_happens(local
 
 
 def test_failures_are_followed_by_a_start_up_to_the_limit(local_pod):
-    pod = local_pod("if start < 3: sys.exit(1)", "--restarts=2", "--pause=0.05")
+    pod = local_pod("if me == 0 and start < 3: sys.exit(1)\nif me == 0: (folder / 'done').touch()\n"
+                    "while not (folder / 'done').exists(): time.sleep(0.05)", "--restarts=2", "--pause=0.05")
     output, _ = pod.communicate(timeout=30)
     assert pod.returncode == 0 and "start 1 of 2 again in 0.05 s" in output and "start 2 of 2 again in 0.1 s" in output
     pod = local_pod("sys.exit(4)", "--restarts=2", "--pause=0.05")
@@ -431,3 +450,35 @@ def test_the_supervisor_of_one_host_lets_lines_through_and_keeps_to_the_rule(tmp
 def test_a_call_that_cannot_work_is_explained(script, arguments, says):
     done = subprocess.run([sys.executable, ROOT / "launch" / script, *arguments], capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode != 0 and says in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_true_program_survives_a_killed_process(tmp_path, processes):
+    """Trains in several processes, one of which is killed after the first checkpoint; all resume from it, and end with scores."""
+    (tmp_path / "config.py").write_text("from tests.test_train import small_config\n\n\ndef get_config():\n"
+                                        "    config = small_config()\n    config.train.batch_size = config.eval.batch_size = 8\n"
+                                        "    config.train.checkpoint_every_steps = 2\n    return config\n")
+    workdir, output = tmp_path / "run", tmp_path / "output"
+    with output.open("w") as file:
+        pod = subprocess.Popen(
+            [sys.executable, ROOT / "launch" / "local_pod.py", f"--processes={processes}", f"--devices_per_process={8 // processes}",
+             "--restarts=1", "--pause=1", "--grace=20", "--", f"--config={tmp_path}/config.py", f"--workdir={workdir}"],
+            cwd=tmp_path, stdout=file, stderr=subprocess.STDOUT,
+            env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")})
+    try:
+        until = time.monotonic() + 1500
+        while not (workdir / "checkpoints" / "2").is_dir():
+            assert pod.poll() is None and time.monotonic() < until, output.read_text()[-3000:]
+            time.sleep(0.1)
+        (victim,) = [path.parent.name for path in pathlib.Path("/proc").glob("[0-9]*/cmdline")
+                     if f"--process_id={processes - 1}\0".encode() in path.read_bytes() and str(workdir).encode() in path.read_bytes()]
+        os.kill(int(victim), signal.SIGKILL)
+        assert pod.wait(timeout=1500) == 0, output.read_text()[-3000:]
+    finally:
+        pod.kill()
+    said = output.read_text()
+    assert "local_pod: failed with exit code" in said and re.search(r"from step [2-4] of 6", said), said[-3000:]
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines][-2:] == [5, 6] and "heldout/AP50" in lines[-1]
+    assert (workdir / "detections.json").exists() and (workdir / "checkpoints" / "6").exists()

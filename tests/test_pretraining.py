@@ -2,7 +2,6 @@
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
@@ -14,28 +13,17 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 def rehearse(config, data, workdir, processes=1):
     """Runs a rehearsal on eight devices in all. Returns the lines of metrics.jsonl."""
-    flags = [f"--config=configs/{config}.py:rehearsal", f"--workdir={workdir}", f"--config.data.root={data}"]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes} --xla_backend_optimization_level=0"}
+    program = [sys.executable, "-m", "glipv2_jax.main"]
+    devices = "--xla_backend_optimization_level=0"
     if processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        flags += [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}"]
-    logs = [workdir.with_name(f"{workdir.name}_{n}.log") for n in range(processes)]
-    running = []
-    for n, log in enumerate(logs):
-        with log.open("w") as file:
-            running.append(subprocess.Popen(
-                [sys.executable, "-m", "glipv2_jax.main", *flags, *([f"--process_id={n}"] if processes > 1 else [])],
-                cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT))
-    try:
-        codes = [process.wait(timeout=1500) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert codes == [0] * processes, "\n".join(log.read_text()[-3000:] for log in logs)
+        program = [sys.executable, "launch/local_pod.py", f"--processes={processes}", f"--devices_per_process={8 // processes}", "--"]
+    else:
+        devices += " --xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [*program, f"--config=configs/{config}.py:rehearsal", f"--workdir={workdir}", f"--config.data.root={data}"], cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": devices}, timeout=1500, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout[-6000:]
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
