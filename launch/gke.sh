@@ -8,8 +8,8 @@
 #   CLUSTER, LOCATION, PROJECT, MACHINE   of create and delete; MACHINE e.g. ct5lp-hightpu-4t
 #   ACCELERATOR, TOPOLOGY   e.g. tpu-v5-lite-podslice and 4x4
 #   CHIPS                   of a machine (default: 4)
-#   IMAGE, CLAIM            of run: the image made of launch/Dockerfile; the PersistentVolumeClaim of the shared folder, which the
-#                           program sees as /mnt/glipv2
+#   IMAGE, CLAIM            of run: the image made of launch/Dockerfile; the PersistentVolumeClaim of the shared
+#                           folder, which the program sees as /mnt/glipv2
 #   RESTARTS                starts again after failures (default: 10)
 #   SPOT=1                  preemptible machines
 set -euo pipefail
@@ -55,8 +55,8 @@ manifest() {
   for flag in "$@"; do
     flags+="${flags:+, }'${flag//\'/\'\'}'"
   done
-  local -A values=([NAME]=$NAME [RESTARTS]=${RESTARTS:-10} [HOSTS]=$hosts [ACCELERATOR]=$ACCELERATOR [TOPOLOGY]=$TOPOLOGY
-    [IMAGE]=$IMAGE [CHIPS]=$chips [CLAIM]=$CLAIM)
+  local -A values=([NAME]=$NAME [RESTARTS]=${RESTARTS:-10} [HOSTS]=$hosts [ACCELERATOR]=$ACCELERATOR
+    [TOPOLOGY]=$TOPOLOGY [IMAGE]=$IMAGE [CHIPS]=$chips [CLAIM]=$CLAIM)
   for key in "${!values[@]}"; do
     text=${text//__${key}__/"${values[$key]}"}
   done

@@ -3,9 +3,9 @@
     python launch/local_pod.py --processes=2 --devices_per_process=4 --restarts=3 -- \\
         --config=configs/quickstart.py --workdir=runs/pod
 
-Behind -- are the flags of glipv2_jax.main. The processes find each other with jax.distributed and exchange arrays with gloo,
-JAX's default between CPUs. Lines of process i begin with [i]. When one ends with a failure the others are stopped; with --restarts
-all are started again, by the rule of supervise.py, and resume from their last checkpoint.
+Behind -- are the flags of glipv2_jax.main. The processes find each other with jax.distributed and exchange arrays with
+gloo, JAX's default between CPUs. Lines of process i begin with [i]. When one ends with a failure the others are
+stopped; with --restarts all are started again, by the rule of supervise.py, and resume from their last checkpoint.
 """
 import argparse
 import os
@@ -39,7 +39,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, required=True, help="how many, as of so many hosts")
     parser.add_argument("--devices_per_process", type=int, default=1, help="devices that each process sees")
-    parser.add_argument("--restarts", type=int, help="starts again after failures in a row; without it, nothing is started again")
+    parser.add_argument("--restarts", type=int,
+                        help="starts again after failures in a row; without it, nothing is started again")
     add_arguments(parser)
     if {"-h", "--help"} & set(sys.argv[1:2]):
         parser.parse_args()

@@ -7,14 +7,14 @@
 # A run on GPUs under Slurm, one process for each GPU: submits itself, or runs where it is a job already.
 #   NODES=2 GPUS=8 bash launch/slurm.sh [--dry-run] [flags of glipv2_jax.main]
 #   sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 launch/slurm.sh [flags], from the project's folder
-#   NODES, GPUS   machines, and GPUs of each; whatever else sbatch should know: SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT, …
+#   NODES, GPUS   machines, and GPUs of each; what else sbatch should know is in SBATCH_PARTITION, SBATCH_TIMELIMIT, …
 #   CPUS          cores of a process (default: the cluster's)
 #   RESTARTS      starts again within the job after failures in a row (default: 10)
-#   VENV, EXTRAS, PYTHON: see install.sh (EXTRAS here by default: cuda); the environment must lie where all machines see it
+#   VENV, EXTRAS, PYTHON: see install.sh (EXTRAS here by default: cuda); all machines must see the environment
 #
-# Two minutes before its time is over the job is sent USR1, also when it is preempted where slurm.conf says preempt_send_user_signal:
-# the program saves, and the job goes back into the queue. SIGTERM means that it was cancelled: it does not. To end a run with a last
-# checkpoint: scancel --batch --signal=TERM JOB
+# Two minutes before its time is over the job is sent USR1, also when it is preempted where slurm.conf says
+# preempt_send_user_signal: the program saves, and the job goes back into the queue. SIGTERM means that it was
+# cancelled: it does not. To end a run with a last checkpoint: scancel --batch --signal=TERM JOB
 set -euo pipefail
 
 # A submitted script is a copy in a folder of Slurm's.
@@ -23,7 +23,8 @@ if [[ ! -f $root/launch/acting.sh ]]; then
   root=${GLIPV2_JAX_ROOT:-${SLURM_SUBMIT_DIR:-.}}
 fi
 if [[ ! -f $root/launch/acting.sh ]]; then
-  echo "slurm.sh: found no launch/acting.sh in $root, expected this project: submit from its folder, or set GLIPV2_JAX_ROOT" >&2
+  echo "slurm.sh: found no launch/acting.sh in $root, expected this project:" \
+    "submit from its folder, or set GLIPV2_JAX_ROOT" >&2
   exit 2
 fi
 # shellcheck source=launch/acting.sh

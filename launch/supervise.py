@@ -2,12 +2,11 @@
 
     python launch/supervise.py --restarts=10 -- python -m glipv2_jax.main --config=… --workdir=…
 
-The program's exit code decides. 0: finished. 75 (EX_TEMPFAIL): stopped by a signal after saving; started again at once, as
-often as it happens. Anything else: failed; started again up to `--restarts` times in a row, each time after a longer pause.
-A run that lasted half an hour before it failed starts that count anew.
+The program's exit code decides. 0: finished. 75 (EX_TEMPFAIL): stopped by a signal after saving; started again at once,
+as often as it happens. Anything else: failed; started again up to `--restarts` times in a row, each time after a longer
+pause. A run that lasted half an hour before it failed starts that count anew.
 
-SIGTERM and SIGINT go on to the program, and end the supervisor with the program's exit code: it was told to stop. Needs only
-Python, as it also runs where nothing else is installed yet.
+SIGTERM and SIGINT go on to the program, and end the supervisor with the program's exit code: it was told to stop.
 """
 import argparse
 import ctypes
@@ -45,9 +44,10 @@ class Supervisor:
 
         Args:
           commands: function that gives the list of commands of one start, each a list of words.
-          restarts: failures in a row that are followed by another start; None: never start again, not after a 75 either.
+          restarts: failures in a row that are followed by another start; None: never start again, after a 75 neither.
           pause: seconds before the first start after a failure, doubled from failure to failure.
-          environment: variables of all processes; None: as here. prefixes: of the lines of each process; None: lines go through.
+          environment: variables of all processes; None: as here.
+          prefixes: of the lines of each process; None: lines go through as they are.
         Returns: exit code of the last start.
         """
         failures = 0
@@ -61,7 +61,8 @@ class Supervisor:
                 continue
             failures = 1 if time.monotonic() - started > _STEADY_SECONDS else failures + 1
             if failures > restarts:
-                self._say(f"failed with exit code {code}, failure {failures} in a row; --restarts={restarts} allows no more")
+                self._say(f"failed with exit code {code}, failure {failures} in a row; "
+                          f"--restarts={restarts} allows no more")
                 return code
             seconds = min(pause * 2**(failures - 1), _LONGEST_PAUSE)
             self._say(f"failed with exit code {code}; start {failures} of {restarts} again in {seconds:g} s")
@@ -139,14 +140,16 @@ def split_command(argv):
     Raises: SystemExit without anything behind it.
     """
     if "--" not in argv or argv[-1] == "--":
-        sys.exit(f"{os.path.basename(sys.argv[0])}: found no -- with what to run behind it, expected: [options] -- …; see --help")
+        sys.exit(f"{os.path.basename(sys.argv[0])}: found no -- with what to run behind it, expected: [options] -- …; "
+                 "see --help")
     at = argv.index("--")
     return argv[:at], argv[at + 1:]
 
 
 def add_arguments(parser):
     """The options of whoever supervises."""
-    parser.add_argument("--pause", type=float, default=5, help="seconds before the first start after a failure, then doubled")
+    parser.add_argument("--pause", type=float, default=5,
+                        help="seconds before the first start after a failure, then doubled")
     parser.add_argument("--grace", type=float, default=60, help="seconds from a request to stop to SIGKILL")
 
 

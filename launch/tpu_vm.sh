@@ -38,7 +38,8 @@ slice_state() {
   if [[ -n $dry_run ]]; then
     act gcloud compute tpus queued-resources describe "$NAME" "${where[@]}" --format='value(state.state)'
     echo READY
-  elif ! found=$(gcloud compute tpus queued-resources describe "$NAME" "${where[@]}" --format='value(state.state)' 2>&1); then
+  elif ! found=$(gcloud compute tpus queued-resources describe "$NAME" "${where[@]}" \
+    --format='value(state.state)' 2>&1); then
     if [[ $found == *NOT_FOUND* || $found == *"not found"* ]]; then
       echo MISSING
     else

