@@ -52,7 +52,7 @@ tell() {
 }
 
 run() {
-  local python code=0
+  local python pid code=0
   python=$(bash "$root/launch/install.sh")
   # srun no longer inherits it (Slurm 22.05).
   [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
@@ -61,11 +61,12 @@ run() {
   # A supervisor that gave up ends the others five minutes later, not at once: they may be saving.
   act srun --kill-on-bad-exit=0 --wait=300 "$python" "$root/launch/supervise.py" --restarts="${RESTARTS:-10}" -- \
     "$python" -m glipv2_jax.main "$@" &
-  # A trapped signal ends wait, not srun.
-  while true; do
-    wait $! && code=0 || code=$?
-    kill -0 $! 2>/dev/null || break
+  pid=$!
+  # A trapped signal ends wait, not srun; wait is asked once more when srun has surely ended.
+  while kill -0 "$pid" 2>/dev/null; do
+    wait "$pid" || true
   done
+  wait "$pid" || code=$?
   if [[ $code == 75 && $told_by != TERM ]]; then
     act scontrol requeue "$SLURM_JOB_ID"
   fi
