@@ -67,7 +67,8 @@ run() {
     wait "$pid" || true
   done
   wait "$pid" || code=$?
-  if [[ $code == 75 && $told_by != TERM ]]; then
+  # Told as it was starting, the program ends by the signal itself.
+  if [[ $code == 75 && $told_by != TERM || $code != 0 && $told_by == USR1 ]]; then
     act scontrol requeue "$SLURM_JOB_ID"
   fi
   exit "$code"

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # What tpu_vm.sh starts on each host of a TPU slice, from the copy of this project that it brought there.
 #   bash launch/tpu_host.sh setup | run [flags of glipv2_jax.main] | state | log | stop
-#   NFS       of setup: address:/share of a file server (Filestore), mounted at /mnt/glipv2
-#   SETUP     of setup: one more command, e.g. another mount
-#   RESTARTS  of run: starts again after failures in a row (default: 10)
+#   NFS          of setup: address:/share of a file server (Filestore), mounted at /mnt/glipv2
+#   NFS_OPTIONS  of that mount (default: vers=4.1; a server that has version 3 alone: vers=3,nolock, as it keeps the lock
+#                of a machine that is gone, and the run would wait for it)
+#   SETUP        of setup: one more command, e.g. another mount
+#   RESTARTS     of run: starts again after failures in a row (default: 10)
 # The program is a systemd unit, so that it outlives the connection and is told when the machine goes.
 set -euo pipefail
 
@@ -15,7 +17,7 @@ setup() {
   if [[ -n ${NFS:-} ]] && ! mountpoint --quiet /mnt/glipv2; then
     sudo apt-get -qq install -y nfs-common >&2
     sudo mkdir -p /mnt/glipv2
-    sudo mount -t nfs "$NFS" /mnt/glipv2
+    sudo mount -t nfs -o "${NFS_OPTIONS:-vers=4.1}" "$NFS" /mnt/glipv2
     sudo chmod 1777 /mnt/glipv2
   fi
   # Images of TPU VMs come with a Python that may be too old; uv, a package of pip, brings a newer one.
@@ -53,9 +55,10 @@ run() {
   sudo systemctl stop "$unit" 2>/dev/null || true
   sudo systemctl reset-failed "$unit" 2>/dev/null || true
   python=$(bash "$root/launch/install.sh")
-  # 75 is a stop that was asked for. KillMode=mixed: the supervisor alone is told, and tells the program.
+  # 75 is a stop that was asked for, 143 one while the program was starting. KillMode=mixed: the supervisor alone is
+  # told, and tells the program.
   sudo systemd-run --quiet --unit="$unit" --uid="$(id -u)" --gid="$(id -g)" --working-directory="$root" \
-    --setenv=HOME="$HOME" --property=RemainAfterExit=yes --property=SuccessExitStatus=75 \
+    --setenv=HOME="$HOME" --property=RemainAfterExit=yes --property="SuccessExitStatus=75 143" \
     --property=KillMode=mixed --property=TimeoutStopSec=120 \
     "$python" "$root/launch/supervise.py" --restarts="${RESTARTS:-10}" -- "$python" -m glipv2_jax.main "$@"
 }

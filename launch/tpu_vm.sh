@@ -11,7 +11,7 @@
 #   ACCELERATOR, RUNTIME   of create and keep, e.g. v5litepod-16 and v2-alpha-tpuv5-lite
 #   SPOT=1                 asks for preemptible capacity
 #   CREATE_FLAGS           more flags of `gcloud compute tpus queued-resources create`, e.g. --network=… or --reserved
-#   NFS, SETUP, RESTARTS   see tpu_host.sh
+#   NFS, NFS_OPTIONS, SETUP, RESTARTS: see tpu_host.sh
 #   DELETE=1               keep deletes the slice after the run has finished
 #   POLL                   seconds between two looks (default: 60)
 set -euo pipefail
@@ -28,7 +28,7 @@ need ZONE "the zone of the slice, such as europe-west4-b"
 need NAME "a name for the slice and its request"
 where=(--project="$PROJECT" --zone="$ZONE")
 poll=${POLL:-60}
-printf -v settings ' %q' NFS="${NFS:-}" SETUP="${SETUP:-}" RESTARTS="${RESTARTS:-10}"
+printf -v settings ' %q' NFS="${NFS:-}" NFS_OPTIONS="${NFS_OPTIONS:-}" SETUP="${SETUP:-}" RESTARTS="${RESTARTS:-}"
 
 say() { echo "tpu_vm.sh: $*" >&2; }
 

@@ -162,7 +162,7 @@ def test_the_project_travels_and_its_commands_survive_the_shells(tmp_path):
     cluster.answer("mountpoint", "")
     done, log = on_host(calls[2])
     assert done.returncode == 0 and (host / "set_up").read_text() == "it is\n"
-    assert "sudo mount -t nfs 10.0.0.2:/share /mnt/glipv2" in log and "-e " in log and "[tpu]" in log
+    assert "sudo mount -t nfs -o vers=4.1 10.0.0.2:/share /mnt/glipv2" in log and "-e " in log and "[tpu]" in log
 
     flags = ["--config=configs/a b.py", "--config.data.augment=\"resize(1)|flip('x')\"", "--config.note=$HOME"]
     call = cluster.run("launch/tpu_vm.sh", "run", *flags, **SLICE, RESTARTS="3")[2][0]
@@ -173,7 +173,7 @@ def test_the_project_travels_and_its_commands_survive_the_shells(tmp_path):
     python = f"{host}/glipv2_jax/.venv/bin/python"
     assert words[words.index(python):] == [
         python, f"{host}/glipv2_jax/launch/supervise.py", "--restarts=3", "--", python, "-m", "glipv2_jax.main", *flags]
-    assert {"--property=KillMode=mixed", "--property=SuccessExitStatus=75", "--uid=" + str(os.getuid())} < set(words)
+    assert {"--property=KillMode=mixed", "--property=SuccessExitStatus=75 143", "--uid=" + str(os.getuid())} < set(words)
 
 
 @pytest.mark.parametrize("active, sub, state", [
@@ -289,8 +289,8 @@ def test_slurm_submits_itself_and_the_copy_runs(tmp_path):
 
 
 @pytest.mark.parametrize("number, code, requeued", [
-    (signal.SIGUSR1, 75, True),             # time is nearly over, or preempted
-    (signal.SIGTERM, 75, False),            # cancelled
+    (signal.SIGUSR1, 75, True), (signal.SIGUSR1, 143, True),     # time is nearly over, or preempted
+    (signal.SIGTERM, 75, False),                                 # cancelled
     (None, 75, True), (None, 0, False), (None, 1, False)])
 def test_slurm_requeues_what_was_preempted_and_only_that(tmp_path, number, code, requeued):
     cluster = Cluster(tmp_path, scancel='touch "$ANSWERS/told"\n',
