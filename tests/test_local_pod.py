@@ -1,4 +1,4 @@
-"""Processes of one machine that live and end together, started again by one rule: a made-up program and the true one."""
+"""Processes of one machine that live and end together and start again by one rule: a made-up program, the true one."""
 import json
 import os
 import pathlib
@@ -173,12 +173,13 @@ def test_the_true_program_survives_a_killed_process(tmp_path, processes):
         pod = subprocess.Popen(
             [sys.executable, ROOT / "launch" / "local_pod.py", f"--processes={processes}",
              f"--devices_per_process={8 // processes}", "--restarts=1", "--pause=1", "--grace=20", "--",
-             f"--config={tmp_path}/config.py", f"--workdir={workdir}"],
+             f"--config={tmp_path}/config.py", f"--workdir={workdir}",
+             "--heartbeat_seconds=1000"],                # a busy machine is silent for long
             cwd=tmp_path, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {
                 "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")})
     try:
         until = time.monotonic() + 1500
-        while not (workdir / "checkpoints" / "2").is_dir():
+        while not (workdir / "checkpoints" / "2" / "manifest.sha256").exists():
             assert pod.poll() is None and time.monotonic() < until, output.read_text()[-3000:]
             time.sleep(0.1)
         (victim,) = [pid for pid, words in command_lines() if {f"--process_id={processes - 1}", f"--workdir={workdir}"}
