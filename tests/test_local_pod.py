@@ -175,8 +175,8 @@ def test_the_true_program_survives_a_killed_process(tmp_path, processes):
              f"--devices_per_process={8 // processes}", "--restarts=1", "--pause=1", "--grace=20", "--",
              f"--config={tmp_path}/config.py", f"--workdir={workdir}",
              "--heartbeat_seconds=1000"],                # a busy machine is silent for long
-            cwd=tmp_path, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {
-                "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")})
+            cwd=tmp_path, stdout=file, stderr=subprocess.STDOUT,
+            env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"})
     try:
         until = time.monotonic() + 1500
         while not (workdir / "checkpoints" / "2" / "manifest.sha256").exists():
