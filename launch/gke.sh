@@ -70,7 +70,7 @@ run() {
   need CLAIM "the PersistentVolumeClaim of the folder that all hosts share"
   count_hosts
   [[ -z $dry_run ]] || manifest "$@"
-  manifest "$@" | act kubectl apply --filename=-
+  act kubectl apply --filename=- <<<"$(manifest "$@")"
 }
 
 case ${1:-} in
