@@ -29,10 +29,8 @@ def commands(processes, flags):
 
 def environment(devices):
     """Variables of a process with so many devices, which finds this project from any folder."""
-    # JAX keeps compiled programs of process 0 alone: after a restart it would be minutes ahead of the others, which are
-    # still compiling, and gloo waits for them for 30 s.
     return os.environ | {
-        "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONUNBUFFERED": "1",
+        "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1",
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}".strip(),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
 
