@@ -98,7 +98,8 @@ def test_equal_to_the_reference_on_flickr30k_entities(shared_data, load_referenc
     assert flickr_recall(truth, texts)["recall@1"] == plain
     dummies = [row | {"boxes": [[*of_phrase, [0, 0, 0, 0]] for of_phrase in row["boxes"]]} for row in rows]
     assert flickr_recall(truth, dummies)["recall@1"] == plain
-    with pytest.raises(ValueError, match="nothing for 1 of 209 sentences"):
+    with pytest.raises(ValueError, match=f"nothing for 1 of {len(rows)} sentences"):
         flickr_recall(truth, rows[:-1])
-    with pytest.raises(ValueError, match="found boxes of 5 phrases, expected 4"):
+    count = len(rows[0]["boxes"])
+    with pytest.raises(ValueError, match=f"found boxes of {count + 1} phrases, expected {count}"):
         flickr_recall(truth, [rows[0] | {"boxes": [*rows[0]["boxes"], []]}, *rows[1:]])

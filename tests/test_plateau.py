@@ -11,10 +11,6 @@ from glipv2_jax.optim import learning_rate, make_optimizer, with_learning_rate_f
 from glipv2_jax.plateau import Plateau
 from tests.test_optim import settings
 
-# An AP of 0 and one of −1 are what the reference handles in its own way, see below.
-CASES = ["noisy_rise", "noisy_rise_prompt_tuning_lr", "noisy_rise_full_data", "very_noisy", "falling", "constant",
-         "tiny_gains", "last_odd_iteration", "warm_up_12", "early_stop_off"]
-
 
 def opened(about, case):
     """(Plateau, settings of the optimizer) of a case of the reference."""
@@ -26,10 +22,16 @@ def opened(about, case):
                              min_learning_rate=scheduler["min_lr"], warmup_steps=options["SOLVER.WARMUP_ITERS"])
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_reference_runs(name, load_reference):
+def test_reference_runs(load_reference):
     about = load_reference("evaluation/autostep.json")
-    case = about["cases"][name]
+    # An AP of 0 and one of −1 are what the reference handles in its own way, see below.
+    cases = [case for case in about["cases"].values() if min(case["evaluations"]["ap"]) > 0]
+    assert cases
+    for case in cases:
+        _check_run(about, case)
+
+
+def _check_run(about, case):
     plateau, config = opened(about, case)
     found = case["evaluations"]
     rates = {}
