@@ -103,6 +103,12 @@ def test_masks_are_scored_by_their_own_overlap():
     assert coco_ap(truth, rows)["AP"] == pytest.approx(1)
 
 
+def test_masks_need_masks_in_the_ground_truth():
+    truth = ground_truth_from_source(Records([record(4)]))
+    with pytest.raises(ValueError, match="annotations without segmentation"):
+        coco_ap(truth, [], iou_type="segm")
+
+
 def test_paths_will_do(tmp_path):
     source = Records([record(4)])
     (tmp_path / "truth.json").write_text(json.dumps(ground_truth_from_source(source)))
@@ -118,6 +124,15 @@ def test_rows_that_do_not_belong_are_refused(change, message):
     rows[0] |= change
     with pytest.raises(ValueError, match=message):
         coco_ap(ground_truth_from_source(source), rows)
+
+
+def test_files_that_are_no_results_are_named(tmp_path):
+    (tmp_path / "found.json").write_text("[{")
+    truth = ground_truth_from_source(Records([record(4)]))
+    with pytest.raises(ValueError, match="found.json: not a JSON file"):
+        coco_ap(truth, tmp_path / "found.json")
+    with pytest.raises(ValueError, match="row 0: found no bbox"):
+        coco_ap(truth, [{"image_id": 4, "category_id": 2, "score": 1.0}])
 
 
 def test_unknown_class_is_refused():

@@ -7,7 +7,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from glipv2_jax.evaluation.coco_ap import coco_ap
-from glipv2_jax.evaluation.coco_json import PROTOCOL_KEYS, detection_rows, write_protocol, write_results
+from glipv2_jax.evaluation.coco_json import PROTOCOL_KEYS, checked_rows, detection_rows, write_protocol, write_results
 
 PROTOCOL = {key: "as in the test" for key in PROTOCOL_KEYS}
 
@@ -97,6 +97,20 @@ def test_protocol_names_what_is_missing(tmp_path):
         write_protocol(tmp_path / "p.json", partial)
 
 
+@pytest.mark.parametrize("rows, message", [
+    ({"a": []}, "results: found a dict, expected a list of objects with image_id, score"),
+    ([7], "row 0: found 7, expected an object"),
+    ([{"image_id": 1, "score": 0.5, "bbox": [1, 2, 3, 4]}, {"image_id": 1}], "row 1: found no score"),
+    ([{"image_id": 1, "score": "0.5", "bbox": [1, 2, 3, 4]}], "row 0: found score '0.5', expected a finite number"),
+    ([{"image_id": 1, "score": float("nan"), "bbox": [1, 2, 3, 4]}], "row 0: found score nan"),
+    ([{"image_id": 1, "score": 1, "bbox": [1, 2, 3]}], r"row 0: found bbox \[1, 2, 3\], expected \[x, y, width, height\]")])
+def test_rows_of_other_models_are_checked(rows, message):
+    with pytest.raises(ValueError, match=message):
+        checked_rows(rows, ("image_id", "score", "bbox"))
+    good = [{"image_id": 1, "score": 1, "bbox": (1, 2, 3.5, 4)}]
+    assert checked_rows(good, ("image_id", "score", "bbox")) is good
+
+
 def test_conversion_and_scores_equal_the_reference(load_reference, shared_data):
     told, arrays = load_reference("evaluation/coco_convert.json"), load_reference("evaluation/coco_convert.npz")
     path = shared_data("coco_small/annotations/instances_val.json")
@@ -122,3 +136,6 @@ def test_conversion_and_scores_equal_the_reference(load_reference, shared_data):
         scores = coco_ap(path, results[legacy_width])
         for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"):
             assert scores[name] == pytest.approx(stats[name], abs=1e-4), (legacy_width, name)
+    masks = coco_ap(path, told["segm_results"], iou_type="segm")
+    for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"):
+        assert masks[name] == pytest.approx(told["segm"]["stats"][name], abs=1e-9), name

@@ -1,7 +1,6 @@
 """COCO average precision by pycocotools, and COCO ground truth from any source of records."""
 import contextlib
 import io
-import json
 import os
 
 import numpy as np
@@ -9,7 +8,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from glipv2_jax.evaluation.coco_json import checked_rows
 from input_pipeline import image_ops
+from input_pipeline.annotations import load_json
 from input_pipeline.masks import encode_mask
 
 # Where COCOeval.stats keeps each number.
@@ -30,11 +31,14 @@ def coco_ap(ground_truth, results, *, classes=None, iou_type="bbox", scorer="pyc
       up to 96², above) and `AR100`, at 100 detections per image and class; and `per_class_AP50`, category
       name -> float. A number without any ground truth behind it is None (pycocotools says −1, which spoils
       averages).
-    Raises: ValueError if a class is unknown, names repeat, or a row has an image or a category that the
-      ground truth lacks.
+    Raises: ValueError if a class is unknown, names repeat, an annotation has no mask where masks are compared, or a row lacks
+      something or has an image or a category that the ground truth lacks.
     """
-    coco, coco_eval = _scorer(scorer)
-    truth = _index(_complete(load(ground_truth)), coco)
+    coco, coco_eval = scorer_classes(scorer)
+    content = load(ground_truth)
+    if iou_type == "segm" and not all("segmentation" in annotation for annotation in content["annotations"]):
+        raise ValueError("ground truth: found annotations without segmentation, so masks cannot be scored")
+    truth = _index(_complete(content), coco)
     found = _index({"images": truth.dataset["images"], "categories": truth.dataset["categories"],
                     "annotations": _annotations_of(load(results), truth, iou_type)}, coco)
 
@@ -105,11 +109,8 @@ def _annotations(record, image_id, source, first_id):
 
 
 def load(data):
-    """What a path of a JSON file holds; anything else as it is."""
-    if isinstance(data, (str, os.PathLike)):
-        with open(data, encoding="utf-8") as file:
-            return json.load(file)
-    return data
+    """What a path of a JSON file holds; anything else as it is. Raises: ValueError naming a file that is no JSON."""
+    return load_json(data) if isinstance(data, (str, os.PathLike)) else data
 
 
 def _complete(dataset):
@@ -126,8 +127,9 @@ def _complete(dataset):
 
 def _annotations_of(rows, truth, iou_type):
     """Result rows as annotations: as COCO.loadRes, which fails on no rows and prefers the area of the box."""
+    checked_rows(rows, ("image_id", "category_id", "segmentation" if iou_type == "segm" else "bbox", "score"))
     for key, known in (("image_id", truth.imgs), ("category_id", truth.cats)):
-        unknown = sorted({row[key] for row in rows} - set(known))
+        unknown = sorted({row[key] for row in rows} - set(known), key=str)
         if unknown:
             raise ValueError(f"results: {key} {unknown[0]}, one of {len(unknown)} not in the ground truth")
     annotations = []
@@ -137,8 +139,8 @@ def _annotations_of(rows, truth, iou_type):
     return annotations
 
 
-def _scorer(name):
-    """The classes that index and score."""
+def scorer_classes(name):
+    """The classes that index and score. Raises: ValueError for an unknown name, or one whose package is not installed."""
     if name == "pycocotools":
         return COCO, COCOeval
     if name != "faster":

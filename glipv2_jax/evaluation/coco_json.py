@@ -1,5 +1,7 @@
-"""Detections in COCO's result format, and the protocol file that says how they were made."""
+"""Detections in COCO's result format, rows of result files checked, and the protocol file that says how they were made."""
 import json
+import math
+import numbers
 import os
 
 import numpy as np
@@ -83,6 +85,34 @@ def write_results(path, rows):
     # One row a line: readable with less, and two runs can be compared with diff.
     lines = [json.dumps(row, allow_nan=False) for row in ordered]
     write_whole(path, "[" + ",\n ".join(lines) + "]\n")
+
+
+def checked_rows(rows, keys, where="results"):
+    """The rows of a result file of any model.
+
+    Args:
+      rows: what the file holds. keys: what each row must have; `bbox` has to be four numbers, `score` one.
+      where: what errors call the file.
+    Returns: rows.
+    Raises: ValueError naming the first row that is no object, or whose key is missing or of another kind.
+    """
+    if not isinstance(rows, list):
+        raise ValueError(f"{where}: found a {type(rows).__name__}, expected a list of objects with {', '.join(keys)}")
+    for place, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}, row {place}: found {repr(row)[:80]}, expected an object with {', '.join(keys)}")
+        for key in keys:
+            if key not in row:
+                raise ValueError(f"{where}, row {place}: found no {key}, expected {', '.join(keys)}")
+            if key == "score" and not _is_number(row[key]):
+                raise ValueError(f"{where}, row {place}: found score {row[key]!r}, expected a finite number")
+            if key == "bbox" and not (isinstance(row[key], (list, tuple)) and len(row[key]) == 4 and all(map(_is_number, row[key]))):
+                raise ValueError(f"{where}, row {place}: found bbox {repr(row[key])[:80]}, expected [x, y, width, height]")
+    return rows
+
+
+def _is_number(value):
+    return isinstance(value, numbers.Real) and math.isfinite(value)
 
 
 def write_protocol(path, protocol):

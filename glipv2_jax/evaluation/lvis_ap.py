@@ -6,6 +6,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from glipv2_jax.evaluation.coco_ap import load
+from glipv2_jax.evaluation.coco_json import checked_rows
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
@@ -19,40 +20,38 @@ class BestPerClass:
 
     Args:
       limit: how many of a class; None: all. Of equal scores the one that came first stays.
+      buffer: detections that are taken in, at least, before all but the best are dropped.
     Source: GLIP, data/datasets/evaluation/lvis/lvis_eval.py (`topk`).
     """
 
-    def __init__(self, limit=10_000):
-        self._limit, self._of_class, self._rows = limit, {}, {}
+    def __init__(self, limit=10_000, buffer=2**21):
+        self._limit, self._buffer, self._kept, self._fresh = limit, buffer, 0, 0
+        self._parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4), np.float32), np.zeros(0))]
 
     def add(self, image_id, boxes, scores, category_ids):
         """boxes: [K, 4] xywh. scores: [K]. category_ids: [K] int. All of one image."""
-        boxes, scores, category_ids = np.asarray(boxes, np.float32), np.asarray(scores, np.float64), np.asarray(category_ids)
-        order = np.argsort(category_ids, kind="stable")
-        categories, starts = np.unique(category_ids[order], return_index=True)
-        for category, chosen in zip(categories.tolist(), np.split(order, starts[1:])):
-            kept = self._of_class.setdefault(category, [])
-            kept.append((np.full(len(chosen), image_id, np.int64), boxes[chosen].reshape(-1, 4), scores[chosen]))
-            self._rows[category] = self._rows.get(category, 0) + len(chosen)
-            if self._limit is not None and self._rows[category] > 2 * self._limit:
-                self._prune(category)
+        scores = np.asarray(scores, np.float64)
+        self._parts.append((np.full(len(scores), image_id, np.int64), np.asarray(category_ids, np.int64),
+                            np.asarray(boxes, np.float32).reshape(-1, 4), scores))
+        self._fresh += len(scores)
+        if self._fresh > max(self._buffer, self._kept) and self._limit is not None:
+            self._join()
 
     def arrays(self):
-        """dict: image_id [N] int64, category_id [N] int64, bbox [N, 4] float32 xywh, score [N] float64."""
-        parts = {key: [np.zeros(shape, dtype)] for key, (shape, dtype) in zip(
-            _KEYS, ((0, np.int64), (0, np.int64), ((0, 4), np.float32), (0, np.float64)))}
-        for category in sorted(self._of_class):
-            self._prune(category)
-            images, boxes, scores = self._of_class[category][0]
-            for key, value in zip(_KEYS, (images, np.full(len(images), category, np.int64), boxes, scores)):
-                parts[key].append(value)
-        return {key: np.concatenate(values) for key, values in parts.items()}
+        """dict: image_id [N] int64, category_id [N] int64, bbox [N, 4] float32 xywh, score [N] float64; as they came."""
+        self._join()
+        return dict(zip(_KEYS, self._parts[0]))
 
-    def _prune(self, category):
-        images, boxes, scores = (np.concatenate(part) for part in zip(*self._of_class[category]))
-        best = np.sort(np.argsort(-scores, kind="stable")[:self._limit])        # in the order in which they came
-        self._of_class[category] = [(images[best], boxes[best], scores[best])]
-        self._rows[category] = len(best)
+    def _join(self):
+        joined = [np.concatenate(part) for part in zip(*self._parts)]
+        if self._limit is not None:
+            _, categories, _, scores = joined
+            order = np.lexsort((-scores, categories))                   # equal scores in the order in which they came
+            of_class = categories[order]
+            rank = np.arange(len(order)) - np.searchsorted(of_class, of_class)
+            best = np.sort(order[rank < self._limit])
+            joined = [values[best] for values in joined]
+        self._parts, self._kept, self._fresh = [tuple(joined)], len(joined[0]), 0
 
 
 def write_results(path, detections):
@@ -242,13 +241,10 @@ def _summary(precision, recall, truth):
 
 
 def as_arrays(detections):
-    """LVIS result rows as arrays, see `BestPerClass.arrays`; arrays as they are. Raises: ValueError for a row that lacks a key."""
+    """LVIS result rows as arrays, see `BestPerClass.arrays`; arrays as they are. Raises: ValueError for a row that does not fit."""
     if isinstance(detections, dict):
         return detections
-    for place, row in enumerate(detections):
-        missing = [key for key in _KEYS if key not in row]
-        if missing:
-            raise ValueError(f"results, row {place}: found no {', '.join(missing)}, expected {', '.join(_KEYS)}")
+    checked_rows(detections, _KEYS)
     return {"image_id": np.array([row["image_id"] for row in detections], np.int64),
             "category_id": np.array([row["category_id"] for row in detections], np.int64),
             "bbox": np.array([row["bbox"] for row in detections], np.float64).reshape(-1, 4),

@@ -4,14 +4,26 @@ import re
 import statistics
 
 from glipv2_jax.evaluation.coco_ap import load
+from glipv2_jax.evaluation.coco_json import checked_rows
 
 _PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
 _PERIOD = re.compile(r"\.(?!\d)")
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
-_NUMBERS = {word: str(n) for n, word in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])} | {"none": "0"}
+_NUMBERS = {word: str(n) for n, word in enumerate(
+    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])} | {"none": "0"}
 _ARTICLES = {"a", "an", "the"}
 # The protocol knows these and writes the apostrophe that an answer has left out, one at most.
-_WITH_APOSTROPHE = ["ain't", "aren't", "can't", "could've", "couldn't", "couldn't've", "didn't", "doesn't", "don't", "hadn't", "hadn't've", "hasn't", "haven't", "he'd", "he'd've", "he's", "how'd", "how'll", "how's", "isn't", "it'd", "it'd've", "it'll", "ma'am", "mightn't", "mightn't've", "might've", "mustn't", "must've", "needn't", "not've", "o'clock", "oughtn't", "'ow's'at", "shan't", "she'd've", "should've", "shouldn't", "shouldn't've", "somebody'd've", "somebody'll", "somebody's", "someone'd", "someone'd've", "someone'll", "someone's", "something'd", "something'd've", "something'll", "that's", "there'd", "there'd've", "there're", "there's", "they'd", "they'd've", "they'll", "they're", "they've", "'twas", "wasn't", "we'd've", "we've", "weren't", "what'll", "what're", "what's", "what've", "when's", "where'd", "where's", "where've", "who'd", "who'd've", "who'll", "who's", "who've", "why'll", "why're", "why's", "won't", "would've", "wouldn't", "wouldn't've", "y'all", "y'all'll", "y'all'd've", "you'd", "you'd've", "you'll", "you're", "you've"]
+_WITH_APOSTROPHE = (
+    "ain't", "aren't", "can't", "could've", "couldn't", "couldn't've", "didn't", "doesn't", "don't", "hadn't",
+    "hadn't've", "hasn't", "haven't", "he'd", "he'd've", "he's", "how'd", "how'll", "how's", "isn't", "it'd", "it'd've",
+    "it'll", "ma'am", "mightn't", "mightn't've", "might've", "mustn't", "must've", "needn't", "not've", "o'clock",
+    "oughtn't", "'ow's'at", "shan't", "she'd've", "should've", "shouldn't", "shouldn't've", "somebody'd've",
+    "somebody'll", "somebody's", "someone'd", "someone'd've", "someone'll", "someone's", "something'd",
+    "something'd've", "something'll", "that's", "there'd", "there'd've", "there're", "there's", "they'd", "they'd've",
+    "they'll", "they're", "they've", "'twas", "wasn't", "we'd've", "we've", "weren't", "what'll", "what're", "what's",
+    "what've", "when's", "where'd", "where's", "where've", "who'd", "who'd've", "who'll", "who's", "who've", "why'll",
+    "why're", "why's", "won't", "would've", "wouldn't", "wouldn't've", "y'all", "y'all'll", "y'all'd've", "you'd",
+    "you'd've", "you'll", "you're", "you've")
 _CONTRACTIONS = {word[:place] + word[place + 1:]: word
                  for word in _WITH_APOSTROPHE for place, letter in enumerate(word) if letter == "'"} | {"somebody'd": "somebodyd"}
 
@@ -48,8 +60,11 @@ def vqa_accuracy(annotations, results):
       id → float.
     Raises: ValueError naming questions that are missing, unknown or answered twice.
     """
-    truth = {one["question_id"]: one for one in load(annotations)["annotations"]}
-    rows = load(results)
+    content = load(annotations)
+    if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
+        raise ValueError("annotations: expected an object with the list annotations, as the files of VQA v2 have it")
+    truth = {one["question_id"]: one for one in checked_rows(content["annotations"], ("question_id", "answers"), "annotations")}
+    rows = checked_rows(load(results), ("question_id", "answer"))
     count = collections.Counter(row["question_id"] for row in rows)
     for problem, ids in (("answered twice", [i for i, n in count.items() if n > 1]),
                          ("unknown", sorted(set(count) - set(truth))), ("without an answer", sorted(set(truth) - set(count)))):
