@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from glipv2_jax import sharding
+from glipv2_jax.evaluation.protocols import check_settings
 from glipv2_jax.models.config import model_config
 from glipv2_jax.models.glipv2 import GLIPv2
 from glipv2_jax.optim import default_freeze, make_optimizer
@@ -21,6 +22,7 @@ def build(config, devices=None):
       devices: list, default all of this run.
     Raises: ValueError where they do not fit each other.
     """
+    check_settings(config.eval)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices=devices)
     tokenizer = Tokenizer(config.data.vocabulary or None)
     model = GLIPv2(model_config(config.model.variant, config.model.overrides), dtype=jnp.dtype(config.model.dtype))

@@ -57,7 +57,8 @@ def evaluate(predictor, mesh, config, sources, tokenizer, workdir, checkpoint):
                 "prompt": [[prompt.caption for prompt in chunk] for chunk in classes] or "each caption",
                 "classes_per_prompt": max((len(chunk[0].classes) for chunk in classes), default=None),
                 "score_threshold": e.score_threshold, "nms_threshold": e.nms_threshold,
-                "max_detections": e.max_detections, "settings": e.to_dict(), "metric": protocol.metric, "results": protocol.file, "scores": found,
+                "max_detections": e.max_detections, "settings": e.to_dict(), "metric": protocol.metric,
+                "results": protocol.file, "scores": found,
                 "seconds": time.perf_counter() - started})
             pictures.write(folder / "pictures.jpg", source, parts, config.eval.num_pictures)
         parts.delete()

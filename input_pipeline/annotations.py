@@ -3,6 +3,7 @@ import contextlib
 import contextvars
 import json
 import math
+import os
 import pathlib
 
 import numpy as np
@@ -82,6 +83,18 @@ def load_lists(path, keys):
         if kind != "list":
             raise ValueError(f"{path}: {key!r}: found {kind}, expected a list")
     return content
+
+
+def file_finder():
+    """Function of a path: whether the file is there. One listing for each folder: asking for each file alone takes minutes on
+    a network drive."""
+    listed = {}
+
+    def exists(path):
+        if path.parent not in listed:
+            listed[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
+        return path.name in listed[path.parent]
+    return exists
 
 
 def parse_object(line, where):

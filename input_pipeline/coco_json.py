@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from input_pipeline import image_ops
-from input_pipeline.annotations import LARGEST_ID, check_option, load_lists, refuse
+from input_pipeline.annotations import LARGEST_ID, check_option, file_finder, load_lists, refuse
 from input_pipeline.few_shot import pick
 from input_pipeline.masks import decode_mask
 from input_pipeline.prompts import Phrase
@@ -52,7 +52,8 @@ class CocoJson:
       shots_seed: which subset; 0: the lowest image ids.
       name: what errors and logs call the source, by default the name of the JSON file.
     Attributes:
-      official_json: path of the file if it is the truth as it stands, None if boxes were repaired or images left out.
+      official_json: path of the file if it is what results are compared with, None if images were left out. Repaired boxes
+        stay there as they are: whoever scores the results again has that file.
     Raises: ValueError listing the records at fault, with what was found and what was expected.
     """
 
@@ -63,7 +64,7 @@ class CocoJson:
         check_option(bad_boxes)
         self.json_path, self.image_folder = pathlib.Path(json_path), pathlib.Path(image_folder)
         self.name = name or self.json_path.stem
-        self.official_json = self.json_path if bad_boxes == "error" and not shots else None
+        self.official_json = self.json_path if keep_empty and not shots else None
         content = load_lists(self.json_path, ("images", "annotations", "categories"))
         problems = []
         categories = _unique(content["categories"], "categories", {"id": int, "name": str}, problems)
@@ -113,7 +114,9 @@ class CocoJson:
         used = {image_id: images[image_id] for image_id in of_image}
         used = _sound(used, lambda image: _unknown_negatives(image, class_of), problems)
         if self.image_folder.is_dir():
-            used = _sound(used, self._missing_file(), problems)
+            exists = file_finder()
+            used = _sound(used, lambda image: [] if exists(path := self.image_folder / image["file_name"]) else [
+                f"image {image['id']}: no file {path}"], problems)
         else:
             used, problems = {}, [*problems, f"image folder {self.image_folder}: no such folder"]
         refuse(self.json_path, problems)
@@ -180,18 +183,6 @@ class CocoJson:
                                  f"{self._images[index]['id']}: cannot read its segmentation: {error}"
                                  ) from error
         return masks
-
-    def _missing_file(self):
-        """Function of an image: its problems. One listing per folder: asking for each file alone takes minutes on a
-        network drive."""
-        listed = {}
-
-        def check(image):
-            path = self.image_folder / image["file_name"]
-            if path.parent not in listed:
-                listed[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
-            return [] if path.name in listed[path.parent] else [f"image {image['id']}: no file {path}"]
-        return check
 
 
 def _unique(entries, key, fields, problems):

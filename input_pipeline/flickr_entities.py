@@ -74,7 +74,7 @@ class FlickrEntities:
             if place is not None and not place.is_dir():
                 raise ValueError(f"{place}: no such folder, expected the release of Flickr30k Entities")
         self._records, self._sizes, problems = [], {}, Problems()
-        for number in _numbers(folder, split):
+        for number in photographs(folder, split):
             entities = None
             with problems:
                 if not number.isdecimal():
@@ -128,8 +128,9 @@ class FlickrEntities:
                     for phrase, entity in boxed]}}
 
 
-def _numbers(folder, split):
-    """Names of the photographs, in order."""
+def photographs(folder: str | os.PathLike, split: str | os.PathLike | None = None) -> list[str]:
+    """Numbers of the photographs of a split, in its order; see `FlickrEntities`. Raises: ValueError if there are none."""
+    folder = pathlib.Path(folder)
     if split is None:
         found = sorted((path.stem for path in (folder / "Sentences").glob("*.txt")), key=lambda stem: (len(stem), stem))
     else:

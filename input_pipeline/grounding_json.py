@@ -14,6 +14,7 @@ from input_pipeline.annotations import (
     checked_id,
     checked_spans,
     field,
+    file_finder,
     inclusive_boxes,
     load_lists,
     refuse,
@@ -35,10 +36,12 @@ class GroundingJson:
 
     Args:
       json_path: the annotation file.
-      image_folder: what `file_name` is relative to.
+      image_folder: what `file_name` is relative to; None: annotations alone.
       coco_folder: the same for images whose `data_source` is "coco" (mixed files); needed where there are such.
       without_coco: leave those images out, as GLIP's no_coco files do.
       with_masks: records have `masks`, from `segmentation`; an object without one has its box as mask.
+      separate_phrases: where an image has `tokens_positive_eval`, its phrases as Flickr30k Entities evaluates them, a row for
+        each phrase and box: MDETR's files have one box for all phrases that speak of the same thing.
       keep_empty: keep pairs without any box wider and higher than a pixel. The reference drops them.
       bad_boxes: "error", or "repair": boxes without area in their image are dropped, and spans outside the caption.
       name: of the source in errors and logs.
@@ -48,13 +51,13 @@ class GroundingJson:
 
     class_names, category_ids = (), ()
 
-    def __init__(self, json_path: str | os.PathLike, image_folder: str | os.PathLike, *,
+    def __init__(self, json_path: str | os.PathLike, image_folder: str | os.PathLike | None, *,
                  coco_folder: str | os.PathLike | None = None, without_coco: bool = False, with_masks: bool = False,
-                 keep_empty: bool = False, bad_boxes: str = "error", name: str | None = None):
+                 separate_phrases: bool = False, keep_empty: bool = False, bad_boxes: str = "error", name: str | None = None):
         check_option(bad_boxes)
         self.json_path = pathlib.Path(json_path)
         self.name = name or self.json_path.stem
-        self._folders = pathlib.Path(image_folder), pathlib.Path(coco_folder or image_folder)
+        self._folders = None if image_folder is None else (pathlib.Path(image_folder), pathlib.Path(coco_folder or image_folder))
         content = load_lists(self.json_path, ("images", "annotations"))
         problems = Problems()
         images = {}
@@ -81,10 +84,18 @@ class GroundingJson:
                     found = _checked(annotation, images[image_id], f"{where} of image {image_id}", bad_boxes)
                     of_image[image_id] += found
         refuse(self.json_path, problems.found)
+        if separate_phrases:
+            of_image = {key: _by_phrase(found, images[key]) for key, found in of_image.items()}
         if not keep_empty:
             of_image = {key: found for key, found in of_image.items() if any(map(_has_area, found))}
         if not of_image:
             raise ValueError(f"{json_path}: found no caption with a box, expected at least one")
+        if self._folders:
+            exists = file_finder()
+            places = {key: self._folders[images[key].get("data_source") == "coco"] / images[key]["file_name"] for key in of_image}
+            missing = {key: place for key, place in places.items() if not exists(place)}
+            refuse(self.json_path, [f"image {key}: no file {place}" for key, place in missing.items()])
+            of_image = {key: found for key, found in of_image.items() if key not in missing}
         self._keep([images[key] for key in of_image], list(of_image.values()), with_masks)
 
     def _keep(self, images, of_image, with_masks):
@@ -146,6 +157,8 @@ class GroundingJson:
         return record
 
     def _path(self, index):
+        if self._folders is None:
+            raise ValueError(f"{self.name}: opened without image_folder, so it has no images")
         return self._folders[int(self._is_coco[index])] / self._files[index]
 
 
@@ -174,6 +187,16 @@ def _checked(annotation, image, where, bad_boxes):
     if not keep[0]:
         return []
     return [(boxes[0], spans, bool(annotation.get("iscrowd", 0)), annotation.get("segmentation"))]
+
+
+def _by_phrase(found, image):
+    """What `_checked` gives of an image, a row for each phrase in the order of its `tokens_positive_eval` and each of its boxes."""
+    if "tokens_positive_eval" not in image:
+        return found
+    phrases = [checked_spans(spans, image["caption"], f"image {image['id']}, tokens_positive_eval")
+               for spans in field(image, "tokens_positive_eval", list, f"image {image['id']}")]
+    return [(box, phrase, crowd, segmentation) for phrase in phrases
+            for box, spans, crowd, segmentation in found if phrase and set(phrase) <= set(spans)]
 
 
 def _four(annotation, where):

@@ -164,6 +164,11 @@ def test_a_benchmark_through_a_config(checkpoint, data, capsys):
 
 
 def test_missing_images_and_unknown_settings_are_named(checkpoint, data, tmp_path):
+    partial = tmp_path / "mdetr"
+    shutil.copytree(data / "mdetr", partial)
+    max((partial / "val2017").iterdir()).unlink()
+    with pytest.raises(SystemExit, match="problems: 1.*\n.*no file"):
+        run("--benchmark=refcoco", f"--data={partial}", "--checkpoint=none", "--output=none")
     (tmp_path / "annotations").mkdir()
     shutil.copy(data / "coco" / "annotations" / "instances_val2017.json", tmp_path / "annotations")
     with pytest.raises(SystemExit, match="found no image .*, the first of its data set"):
@@ -171,6 +176,49 @@ def test_missing_images_and_unknown_settings_are_named(checkpoint, data, tmp_pat
     with pytest.raises(SystemExit, match="--max_detection: no field of config.eval"):
         run("--benchmark=coco", f"--data={data}/coco", f"--checkpoint={checkpoint}", f"--output={tmp_path / 'out'}",
             "--max_detection=3")
+
+
+def _written(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps({"images": [{"id": 1, "file_name": "1.jpg"}]}))
+
+
+def test_images_of_the_split_are_taken_where_splits_share_names(tmp_path):
+    _written(tmp_path, "annotations/train.json", "annotations/val.json", "images/train/1.jpg", "images/val/1.jpg")
+    for split in ("train", "val"):
+        assert benchmarks.find_sources("coco", tmp_path, split)[0]["image_folder"] == str(tmp_path / "images" / split)
+    _written(tmp_path, "more/val/1.jpg")
+    with pytest.raises(ValueError, match="found 2 of image 1.jpg, expected one: images/val, more/val"):
+        benchmarks.find_sources("coco", tmp_path, "val")
+
+
+def test_only_the_files_of_the_split_are_taken_and_only_where_there_is_no_doubt(tmp_path):
+    _written(tmp_path, "refcoco/finetune_refcoco_testA.json", "final_flickr_mergedGT_test.json", "instances_val2014.json",
+             "instances_minival2014.json")
+    with pytest.raises(ValueError, match=r"found no file finetune_refcoco_test\.json or"):
+        benchmarks.find_sources("refcoco", tmp_path, "test", images=False)
+    with pytest.raises(ValueError, match="found no file final_flickr_separateGT_test.json"):
+        benchmarks.find_sources("flickr30k", tmp_path, images=False)
+    assert benchmarks.find_sources("coco", tmp_path, images=False)[0]["json_path"].endswith("/instances_val2014.json")
+    _written(tmp_path, "instances_val2014_100.json")
+    with pytest.raises(ValueError, match="found 2 of file instances_val.*expected one: instances_val2014.json, instances_val2014_"):
+        benchmarks.find_sources("coco", tmp_path, images=False)
+
+
+def test_flickr_without_a_list_of_its_split_says_that_all_is_scored(shared_data, tmp_path, caplog):
+    folder = tmp_path / "release"
+    shutil.copytree(shared_data("flickr30k_entities/sample"), folder)
+    spec, = benchmarks.find_sources("flickr30k", tmp_path)
+    assert (spec["name"], spec["image_folder"]) == ("flickr30k_all", str(folder / "Images"))
+    assert "found no test.txt, so all photographs are scored" in caplog.text
+    (tmp_path / "test.txt").write_text("36979\n")
+    spec, = benchmarks.find_sources("flickr30k", tmp_path)
+    assert (spec["name"], spec["split"]) == ("flickr30k_test", str(tmp_path / "test.txt"))
+    shutil.rmtree(folder / "Images")
+    with pytest.raises(ValueError, match="found no image 36979.jpg"):
+        benchmarks.find_sources("flickr30k", tmp_path)
+    assert benchmarks.find_sources("flickr30k", tmp_path, images=False)[0]["image_folder"] is None
 
 
 def test_odinw_names_prompts_and_folders():
@@ -227,6 +275,60 @@ def test_results_of_several_sets_are_scored_together(data, tmp_path, capsys):
     run(*arguments)
     shown = capsys.readouterr().out
     assert "100.00" in shown and "average" in shown and "50.00" in shown
-    (tmp_path / "results.json").write_text(json.dumps({"one": perfect}))
+    # Of a few-shot entry the seeds are averaged; a part of the sets may be scored.
+    (tmp_path / "results.json").write_text(json.dumps({"one": {"3": perfect, "30": [], "300": []}}))
     with pytest.raises(SystemExit, match="found no results of two"):
         run(*arguments)
+    run("--benchmark=odinw35", f"--data={tmp_path}", "--sets=one", *arguments[3:])
+    assert "33.33" in capsys.readouterr().out
+
+
+def test_masks_of_a_result_file_are_scored_too(shared_data, capsys):
+    folder = shared_data("eval_parity/coco_det")
+    run("--benchmark=coco", f"--data={folder}", f"--results={folder / 'instances_val2014_fakesegm100_results.json'}")
+    shown = capsys.readouterr().out
+    assert "mask_AP" in shown and "32.02" in shown and "│ AP " not in shown.split("published")[0].replace("mask_AP", "")
+
+
+@pytest.mark.parametrize("content, more, message", [
+    ("[{", [], "results.json: not a JSON file"), ('{"a": 1}', [], "found no results of coco"),
+    ('[{"image_id": 1}]', [], "results.json, coco: results, row 0: found no category_id"),
+    ("[]", ["--coco_scorer=fast"], "scorer: found 'fast', expected pycocotools or faster")])
+def test_bad_result_files_are_named(data, tmp_path, content, more, message):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(SystemExit, match=message):
+        run("--benchmark=coco", f"--data={data}/coco", f"--results={tmp_path / 'results.json'}", *more)
+
+
+def test_a_result_file_is_scored_as_it_is(data, capsys):
+    with pytest.raises(SystemExit):
+        run("--benchmark=coco", f"--data={data}/coco", "--results=a.json", "--output=b")
+    assert "found --results beside" in capsys.readouterr().err
+
+
+def test_repaired_boxes_are_still_the_truth_of_the_file(checkpoint, tmp_path, capsys):
+    """The scores of a run are those of its result file, which others compare with the file of the data set."""
+    place = tmp_path / "mine"
+    stand_ins.write({"kind": "coco_json", "json_path": str(place / "annotations" / "test.json"),
+                     "image_folder": str(place / "images" / "test")}, "", num_images=3)
+    path = place / "annotations" / "test.json"
+    truth = json.loads(path.read_text())
+    truth["annotations"].append(truth["annotations"][0] | {"id": 10**6, "bbox": [-50, -50, 20, 20]})
+    path.write_text(json.dumps(truth))
+    arguments = ["--benchmark=odinw35", f"--data={tmp_path}", "--sets=mine", "--split=test"]
+    run(*arguments, f"--checkpoint={checkpoint}", f"--output={tmp_path / 'out'}", "--score_threshold=0.0")
+    protocol = json.loads((tmp_path / "out" / "protocol.json").read_text())
+    assert protocol["settings"]["ema"] is False
+    assert benchmarks.find_sources("odinw35", tmp_path, "test", sets="mine")[0]["bad_boxes"] == "repair"
+    again = command.score_results("odinw35", benchmarks.find_sources("odinw35", tmp_path, "test", sets="mine", images=False),
+                                  tmp_path / "out" / "detections.json")
+    assert {f"mine/{key}": value for key, value in protocol["scores"].items() if value is not None} == pytest.approx(again)
+
+
+@pytest.mark.parametrize("setting, message", [
+    ("--merge=nms", "merge: found rule 'nms'"), ("--coco_scorer=fast", "scorer: found 'fast'"),
+    ("--views=[[1,2,3,4,5,6]]", r"eval.views: found \(1, 2, 3, 4, 5, 6\)"), ("--views=[7]", "eval.views: found 7")])
+def test_settings_are_checked_before_the_model_works(checkpoint, data, tmp_path, setting, message):
+    with pytest.raises(SystemExit, match=message):
+        run("--benchmark=coco", f"--data={data}/coco", f"--checkpoint={checkpoint}", f"--output={tmp_path / 'out'}", setting)
+    assert not (tmp_path / "out").exists()

@@ -5,6 +5,7 @@ import tarfile
 import numpy as np
 import pytest
 
+from glipv2_jax.evaluation.benchmarks import find_sources
 from glipv2_jax.evaluation.phrase_recall import flickr_recall, phrase_recall
 from glipv2_jax.evaluation.protocols import FlickrRecall
 from input_pipeline.flickr_entities import FlickrEntities
@@ -103,3 +104,31 @@ def test_equal_to_the_reference_on_flickr30k_entities(shared_data, load_referenc
     count = len(rows[0]["boxes"])
     with pytest.raises(ValueError, match=f"found boxes of {count + 1} phrases, expected {count}"):
         flickr_recall(truth, [rows[0] | {"boxes": [*rows[0]["boxes"], []]}, *rows[1:]])
+
+
+def test_the_file_of_mdetr_has_the_phrases_of_the_release(shared_data, tmp_path):
+    """Truth of both is the same, also where one box belongs to two phrases; types only the release has."""
+    folder = shared_data("flickr30k_entities/sample")
+    release = FlickrEntities(folder)
+    images, annotations = [], []
+    for index in range(len(release)):
+        record = release[index]
+        phrases, of_box = record["about"]["phrases"], {}
+        height, width = release.image_size(index)
+        images.append({"id": index, "file_name": release.file_name(index), "height": height, "width": width,
+                       "caption": record["caption"], "original_img_id": record["about"]["original_img_id"],
+                       "sentence_id": record["about"]["sentence_id"],
+                       "tokens_positive_eval": [[list(phrase["span"])] for phrase in phrases]})
+        for phrase in phrases:
+            for corners in phrase["boxes"]:
+                of_box.setdefault(tuple(corners), []).append(list(phrase["span"]))
+        annotations += [{"image_id": index, "bbox": [x, y, right - x, bottom - y], "tokens_positive": spans, "iscrowd": 0}
+                        for (x, y, right, bottom), spans in of_box.items()]
+    assert any(len(annotation["tokens_positive"]) > 1 for annotation in annotations)
+    (tmp_path / "final_flickr_separateGT_test.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    spec, = find_sources("flickr30k", tmp_path, images=False)
+    ours, theirs = FlickrRecall().truth_of(spec), FlickrRecall().truth(release)
+    assert ours.keys() == theirs.keys()
+    for key, phrases in theirs.items():
+        assert [sorted(map(list, boxes)) for boxes, _ in ours[key]] == [
+            sorted(map(list, boxes)) for boxes, _ in phrases], key

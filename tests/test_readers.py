@@ -7,6 +7,7 @@ from PIL import Image
 
 from input_pipeline import image_ops, pipeline, prompts
 from input_pipeline.coco_json import CocoJson
+from input_pipeline.grounding_json import GroundingJson
 from input_pipeline.registry import make_source
 from input_pipeline.sources import ClassTable
 from input_pipeline.tokenizer import Tokenizer
@@ -66,6 +67,31 @@ def test_pairs_come_by_id_with_what_evaluation_asks(grounding):
     assert record["about"] == {"original_img_id": 3, "sentence_id": 2, "tokens_positive_eval": [[[0, 3]]]}
     assert source[0]["about"] == {} and source.caption(0) == "a dog" and source.image_size(0) == (480, 640)
     assert record["image"]().shape == (480, 640, 3)
+
+
+def test_phrases_that_share_a_box_are_told_apart_for_evaluation(grounding):
+    images = [pair(tokens_positive_eval=[[[0, 3]], [[4, 8]], [[9, 12]]]), pair(2)]
+    boxes = [box(spans=[(9, 12), (0, 3)]), box(bbox=(1, 2, 3, 4), spans=[(4, 8)]), box(bbox=(5, 6, 7, 8), spans=[(0, 3)]),
+             box(image_id=2, spans=[(0, 3), (4, 8)])]
+    joined, separate = (grounding(images, boxes, separate_phrases=chosen)[0] for chosen in (False, True))
+    assert joined["spans"] == [[(9, 12), (0, 3)], [(4, 8)], [(0, 3)]]
+    assert separate["spans"] == [[(0, 3)], [(0, 3)], [(4, 8)], [(9, 12)]]
+    assert separate["boxes"][:, 0].tolist() == [10, 5, 1, 10]
+    assert grounding(images, boxes, separate_phrases=True)[1]["spans"] == [[(0, 3), (4, 8)]]      # a file without them
+    with pytest.raises(ValueError, match="image 1, tokens_positive_eval: found span"):
+        grounding([pair(tokens_positive_eval=[[[0, 99]]])], boxes[:1], separate_phrases=True)
+
+
+def test_missing_images_are_named_when_the_file_is_opened(grounding):
+    pairs = [pair(), pair(2, file_name="b.png"), pair(3, file_name="below/c.png")]
+    boxes = [box(image_id=n) for n in (1, 2, 3)]
+    with pytest.raises(ValueError, match=r"(?s)problems: 2.*image 2: no file .*b\.png.*image 3: no file .*c\.png"):
+        grounding(pairs, boxes)
+    assert len(grounding(pairs[:1], boxes[:1])) == 1
+    alone = GroundingJson(grounding(pairs[:1], boxes[:1]).json_path, None)
+    assert alone.caption(0) == pair()["caption"]
+    with pytest.raises(ValueError, match="opened without image_folder"):
+        alone[0]["image"]()
 
 
 def test_the_older_key_of_spans_and_masks(grounding):

@@ -54,6 +54,12 @@ RELEASED_VIEWS = tuple(
     for mirrored in (False, True))
 
 
+def check_rule(rule):
+    """Raises: ValueError for an unknown rule of `merge`."""
+    if rule not in RULES:
+        raise ValueError(f"merge: found rule {rule!r}, expected one of {', '.join(RULES)}")
+
+
 def merge(boxes, scores, labels, rule="none", threshold=0.6, *, classes=None, keep=1000, score_floor=0.05):
     """One set of boxes from those of all views, class by class.
 
@@ -69,8 +75,7 @@ def merge(boxes, scores, labels, rule="none", threshold=0.6, *, classes=None, ke
     Returns: boxes [M, 4] float32, scores [M] float32, labels [M], class by class.
     Raises: ValueError for an unknown rule.
     """
-    if rule not in RULES:
-        raise ValueError(f"merge: found rule {rule!r}, expected one of {', '.join(RULES)}")
+    check_rule(rule)
     boxes, scores, labels = np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(scores, np.float32), np.asarray(labels)
     merged = []
     for label in np.unique(labels) if classes is None else classes:

@@ -1,15 +1,20 @@
 """The benchmarks of the paper: what each asks of a folder of data, under which settings, and what others reached.
 
-Sources of the numbers: GLIPv2 (arXiv 2206.05836) tables 1 and 2; GLIP's README for GLIP-T and GLIP-L. Numbers of one table
-are compared with those of the same split and protocol only: docs/evaluation.md.
+Sources of the numbers: GLIPv2 (arXiv 2206.05836) tables 1 and 2, GLIP (arXiv 2112.03857). Numbers of one table are compared
+with those of the same split and protocol only: docs/evaluation.md, which has peers, too.
 """
 import dataclasses
+import logging
 import os
 import pathlib
 from collections.abc import Callable
 
 from glipv2_jax.evaluation import odinw
+from glipv2_jax.evaluation.protocols import PROTOCOLS
+from input_pipeline import flickr_entities
 from input_pipeline.annotations import load_json
+
+log = logging.getLogger(__name__)
 
 _DEPTH = 3               # folders below the data in which files and images are looked for
 
@@ -36,7 +41,7 @@ def find_sources(name: str, data: str | os.PathLike, split: str | None = None, *
     """The sources of a benchmark in a folder, before any model work.
 
     Args:
-      images: whether images are looked for too; scoring a result file needs none.
+      images: whether a model is to see the images, which then are looked for too; a result file needs none.
       options: `sets` (names, with commas) and `naming` ("13" or "35") of ODinW.
     Raises: ValueError naming the benchmark, split or file that is not there.
     """
@@ -46,60 +51,82 @@ def find_sources(name: str, data: str | os.PathLike, split: str | None = None, *
     split = split or benchmark.splits[0]
     if split not in benchmark.splits:
         raise ValueError(f"split of {name}: found {split!r}, expected one of {', '.join(benchmark.splits)}")
+    if images and not hasattr(PROTOCOLS[benchmark.protocol], "predictions"):
+        raise ValueError(f"{name}: no checkpoint can answer it yet, this package has no such head; --results=FILE scores a "
+                         "result file")
     if not folder.is_dir():
         raise ValueError(f"{data}: no such folder, expected the data of {name}")
     specs = [{"protocol": benchmark.protocol, **spec} for spec in benchmark.find(folder, split, **options)]
     for spec in specs:
-        if "image_folder" not in spec:
-            spec["image_folder"] = str(_folder_of(folder, _first_image(spec["json_path"])) if images else folder)
+        if not images:
+            spec["image_folder"] = None
+        elif "image_folder" not in spec:
+            spec["image_folder"] = str(_folder_of(folder, _first_image(spec), split))
     return specs
 
 
 def _file(folder, *patterns):
-    """The first file that a pattern matches, `_DEPTH` folders deep at most."""
+    """The file that the first pattern with any matches, `_DEPTH` folders deep at most; of several depths the least. Result
+    files, which COCO names after the annotations, are none."""
     for pattern in patterns:
         for depth in range(_DEPTH):
-            found = sorted(folder.glob("*/" * depth + pattern))
+            found = sorted(path for path in folder.glob("*/" * depth + pattern) if "result" not in path.name)
             if found:
-                return found[0]
+                return _the_one(folder, f"file {pattern}", found)
     raise ValueError(f"{folder}: found no file {' or '.join(patterns)}, looked {_DEPTH} folders deep")
 
 
-def _first_image(json_path):
-    """What a file calls its first image."""
-    content = load_json(json_path)
+def _the_one(folder, what, found):
+    """Raises: ValueError for several: a score on the wrong one would look like any other."""
+    if len(found) > 1:
+        some = ", ".join(str(place.relative_to(folder)) for place in found[:5])
+        raise ValueError(f"{folder}: found {len(found)} of {what}, expected one: {some}; give --data a folder with one of them")
+    return found[0]
+
+
+def _first_image(spec):
+    """What a data set calls its first image."""
+    if spec["kind"] == "flickr_entities":
+        return f"{flickr_entities.photographs(spec['folder'], spec['split'])[0]}.jpg"
+    content = load_json(spec["json_path"])
     images = content.get("images") if isinstance(content, dict) else None
     first = images[0] if isinstance(images, list) and images and isinstance(images[0], dict) else {}
     name = first.get("file_name") or "/".join(str(first.get("coco_url", "")).split("/")[-2:])
     if not name:
-        raise ValueError(f"{json_path}: found no images with a file_name, expected some")
+        raise ValueError(f"{spec['json_path']}: found no images with a file_name, expected some")
     return name
 
 
-def _folder_of(folder, name):
-    """The folder below which an image lies, the first of a data set."""
-    level = [folder]
+def _folder_of(folder, name, split):
+    """The folder below which an image lies, the first of a data set; of several, which may be those of other splits, the one
+    that is called after the split."""
+    level, found = [folder], []
     for _ in range(_DEPTH + 1):
-        for place in level:
-            if (place / name).is_file():
-                return place
-        level = [child for place in level for child in sorted(place.iterdir()) if child.is_dir()]
-    raise ValueError(f"{folder}: found no image {name}, the first of its data set, looked {_DEPTH} folders deep")
+        found += [place for place in level if (place / name).is_file()]
+        level = [place / name for place in level for name in _folders_in(place)]
+    if not found:
+        raise ValueError(f"{folder}: found no image {name}, the first of its data set, looked {_DEPTH} folders deep")
+    named = [place for place in found if any(split in part for part in place.relative_to(folder).parts)]
+    return _the_one(folder, f"image {name}", named or found)
 
 
-def _of_json(folder, kind, name, json_path, **options):
+def _folders_in(place):
+    with os.scandir(place) as entries:                  # without a look at every one of 100,000 images
+        return sorted(entry.name for entry in entries if entry.is_dir())
+
+
+def _of_json(kind, name, json_path, **options):
     return {"kind": kind, "name": name, "json_path": str(json_path), **options}
 
 
 def _coco(folder, split):
-    path = _file(folder, f"instances_{split}2017.json", f"instances_{split}.json", f"instances_*{split}*.json",
-                 f"{split}.json")
-    return [_of_json(folder, "coco_json", "coco", path)]
+    path = _file(folder, f"instances_{split}2017.json", f"instances_{split}.json", f"instances_{split}*.json", f"{split}.json")
+    return [_of_json("coco_json", "coco", path)]
 
 
 def _lvis(folder, split):
-    path = _file(folder, *((f"lvis_v1_{split}.json", f"lvis_v1_{split}*.json", f"lvis_*{split}*.json")))
-    return [_of_json(folder, "coco_json", f"lvis_{split}", path)]
+    path = _file(folder, f"lvis_v1_{split}.json", f"lvis_v1_{split}*.json", f"lvis_{split}*.json")
+    return [_of_json("coco_json", f"lvis_{split}", path)]
 
 
 def _odinw(count):
@@ -133,14 +160,14 @@ def _flickr(folder, split):
     try:
         sentences = _folder(folder, "Sentences")
     except ValueError:
-        path = _file(folder, f"final_flickr_separateGT_{split}.json", f"*flickr*{split}*.json")
-        return [_of_json(folder, "grounding_json", f"flickr30k_{split}", path, keep_empty=True, bad_boxes="repair")]
+        path = _file(folder, f"final_flickr_separateGT_{split}.json")
+        return [_of_json("grounding_json", f"flickr30k_{split}", path, separate_phrases=True, keep_empty=True, bad_boxes="repair")]
     release = sentences.parent
-    listed = [place for place in (release, release.parent) if (place / f"{split}.txt").is_file()]
-    first = (listed[0] / f"{split}.txt").read_text().split()[0] if listed else min(p.stem for p in sentences.glob("*.txt"))
-    return [{"kind": "flickr_entities", "name": f"flickr30k_{split}", "folder": str(release),
-             "split": str(listed[0] / f"{split}.txt") if listed else None,
-             "image_folder": str(_folder_of(folder, f"{first}.jpg"))}]
+    listed = [place / f"{split}.txt" for place in (release, release.parent) if (place / f"{split}.txt").is_file()]
+    if not listed:
+        log.warning("%s: found no %s.txt, so all photographs are scored and not a split of them", release, split)
+    return [{"kind": "flickr_entities", "name": f"flickr30k_{split if listed else 'all'}", "folder": str(release),
+             "split": str(listed[0]) if listed else None}]
 
 
 def _folder(folder, name):
@@ -156,10 +183,10 @@ def _grounding(stems, **options):
         found = []
         for stem in stems:
             try:
-                path = _file(folder, f"finetune_{stem}_{split}.json", f"*{stem}_{split}*.json")
+                path = _file(folder, f"finetune_{stem}_{split}.json")
             except ValueError:
                 continue
-            found.append(_of_json(folder, "grounding_json", f"{stem}_{split}", path, keep_empty=True, **options))
+            found.append(_of_json("grounding_json", f"{stem}_{split}", path, keep_empty=True, **options))
         if not found:
             raise ValueError(f"{folder}: found no file {' or '.join(f'finetune_{s}_{split}.json' for s in stems)}, looked "
                              f"{_DEPTH} folders deep")
@@ -187,7 +214,7 @@ BENCHMARKS = {
     "coco": Benchmark("coco", ("val", "train"), _coco, "AP", paper={
         "glip_a": 42.9, "glip_t": 46.6, "glip_l": 49.8, "glipv2_t": 47.3, "glipv2_b": 61.9, "glipv2_h": 64.1}),
     "lvis_minival": Benchmark("lvis", ("minival",), _lvis, "AP", _LVIS_SETTINGS, _LVIS_PAPER),
-    "lvis_val": Benchmark("lvis", ("val",), _lvis, "AP", _LVIS_SETTINGS),
+    "lvis_val": Benchmark("lvis", ("val",), _lvis, "AP", _LVIS_SETTINGS, {"glip_t": 17.2, "glip_l": 26.9}),
     "odinw13": Benchmark("coco", ("released", "test", "val", "minival", "train"), _odinw("13"), "AP", paper=_ODINW_PAPER),
     "odinw35": Benchmark("coco", ("released", "test", "val", "minival", "train"), _odinw("35"), "AP", paper={
         "glip_t": 19.6, "glipv2_t": 22.3}),

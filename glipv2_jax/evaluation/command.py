@@ -17,6 +17,7 @@ from glipv2_jax.checkpoint import load_params, read_about
 from glipv2_jax.evaluation.benchmarks import BENCHMARKS, find_sources
 from glipv2_jax.evaluation.protocols import PROTOCOLS
 from glipv2_jax.files import write_whole
+from input_pipeline.annotations import load_json
 from input_pipeline.registry import make_source
 
 log = logging.getLogger("glipv2_jax")
@@ -33,9 +34,6 @@ def main(argv=None):
     set_up_logging()
     set_up_compilation_cache()
     try:
-        if not args.results and not hasattr(PROTOCOLS[BENCHMARKS[args.benchmark].protocol], "predictions"):
-            raise ValueError(f"{args.benchmark}: no checkpoint can answer it yet, this package has no such head; --results=FILE "
-                             "scores a result file")
         options = {key: getattr(args, key) for key in ("sets", "naming") if getattr(args, key) is not None}
         if options and not args.benchmark.startswith("odinw"):
             raise ValueError(f"--{min(options)} belongs to odinw13 and odinw35, not to {args.benchmark}")
@@ -64,7 +62,7 @@ def run(benchmark, specs, checkpoint, output, *, ema=False, settings=None):
     from glipv2_jax.evaluate import EvalSource, evaluate
     from glipv2_jax.predict import Predictor
     sources = [EvalSource(spec["name"], make_source(spec), spec["protocol"]) for spec in specs]
-    config = _config(checkpoint, BENCHMARKS[benchmark].settings | (settings or {}))
+    config = _config(checkpoint, BENCHMARKS[benchmark].settings | (settings or {}) | {"ema": ema})
     mesh, tokenizer, model = build(config)
     with sharding.use(mesh, config.mesh.rules):
         predictor = Predictor(model, mesh, config.eval)
@@ -77,19 +75,31 @@ def run(benchmark, specs, checkpoint, output, *, ema=False, settings=None):
 
 
 def score_results(benchmark, specs, path, settings=None):
-    """Scores a result file. settings: as in `run`. Returns: dict "source/metric" → float. Raises: ValueError for a file that does not fit."""
-    protocol, stored, e = PROTOCOLS[BENCHMARKS[benchmark].protocol], None, _replaced(common.get_config(), settings or {}).eval
-    if len(specs) > 1:                                 # of several sets, as the submission file of ODinW has them
-        stored = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-        missing = [spec["name"] for spec in specs if not isinstance(stored, dict) or spec["name"] not in stored]
-        if missing:
-            raise ValueError(f"{path}: found no results of {', '.join(missing[:5])}, expected an object with the results of "
-                             "every set under its name")
+    """Scores a result file.
+
+    Args:
+      specs: what `find_sources` gives. settings: as in `run`.
+      path: file in the benchmark's format; of ODinW that of its leaderboard, {set: rows}, or few-shot {set: {seed: rows}},
+        whose scores are averaged.
+    Returns: dict "source/metric" → float. Raises: ValueError for a file that does not fit.
+    """
+    protocol, e = PROTOCOLS[BENCHMARKS[benchmark].protocol], _replaced(common.get_config(), settings or {}).eval
+    stored = load_json(path)
+    by_set = stored if isinstance(stored, dict) and protocol is PROTOCOLS["coco"] else None
+    missing = [spec["name"] for spec in specs if by_set is None or spec["name"] not in by_set]
+    if missing and (by_set is not None or len(specs) > 1):
+        raise ValueError(f"{path}: found no results of {', '.join(missing[:5])}, expected an object with the results of "
+                         "every set under its name")
     scores = {}
     for spec in specs:
-        predictions = protocol.read(path if stored is None else stored[spec["name"]])
-        found = protocol.score(protocol.truth_of(spec, ""), predictions, e)
-        scores |= {f"{spec['name']}/{key}": value for key, value in found.items() if value is not None}
+        truth, of_set = protocol.truth_of(spec), stored if by_set is None else by_set[spec["name"]]
+        seeds = list(of_set.values()) if by_set is not None and isinstance(of_set, dict) else [of_set]
+        try:
+            found = [protocol.score(truth, protocol.read(rows), e) for rows in seeds]
+        except ValueError as error:
+            raise ValueError(f"{path}, {spec['name']}: {error}") from error
+        scores |= {f"{spec['name']}/{key}": statistics.mean(of_seed[key] for of_seed in found)
+                   for key, value in found[0].items() if value is not None}
     return scores
 
 
@@ -178,6 +188,8 @@ def _arguments(argv):
             settings[name] = _tuples(json.loads(value))
         except ValueError:
             settings[name] = value
+    if args.results and (args.checkpoint or args.output or args.ema):
+        parser.error("found --results beside --checkpoint, --output or --ema: a result file is scored as it is, the table is all")
     if not args.results and not (args.checkpoint and args.output):
         parser.error("found no --results, expected --checkpoint and --output")
     return args, settings

@@ -1,15 +1,15 @@
 """What is asked of a source, the file that answers it, and the scores of that file: one class for each protocol.
 
-`settings` is `config.eval`. `predictions` gathers what a model found, `write` puts it into the benchmark's own format, `read` takes such a file of any
-model, and `score` compares either with the truth.
+`settings` is `config.eval`. `predictions` gathers what a model found, `write` puts it into the benchmark's own format, `read`
+takes such a file of any model, or what it holds, and `score` compares either with the truth.
 """
 import importlib.metadata
 import json
-import pathlib
 
 import numpy as np
 
 from glipv2_jax.evaluation import (
+    augmented_views,
     caption_scores,
     coco_ap,
     coco_json,
@@ -21,13 +21,14 @@ from glipv2_jax.evaluation import (
 )
 from glipv2_jax.files import write_whole
 from input_pipeline import text_ops
+from input_pipeline.annotations import load_lists
 from input_pipeline.registry import make_source
 
 LVIS_MAX_DETS = 300      # of an image, in the standard AP
 
 
 class CocoAP:
-    """Objects of named classes: COCO result rows, average precision by pycocotools."""
+    """Objects of named classes: COCO result rows, average precision by pycocotools; of masks, too, where the rows have them."""
     file = "detections.json"
     metric = f"COCO bbox AP by pycocotools {importlib.metadata.version('pycocotools')}"
 
@@ -36,11 +37,9 @@ class CocoAP:
         truth = getattr(source, "official_json", None) or coco_ap.ground_truth_from_source(source)
         return truth, [source.category_ids[index] for index in getattr(source, "held_out", ())]
 
-    def truth_of(self, spec, root):
-        """The same from the description of a source; its images need not be there."""
-        if spec["kind"] == "coco_json":
-            return str(pathlib.Path(root, spec["json_path"])), ()
-        return self.truth(make_source(spec, root))
+    def truth_of(self, spec):
+        """The same from the description of a benchmark's source; its images need not be there."""
+        return spec["json_path"], ()
 
     def predictions(self, source, parts, settings):
         rows = []
@@ -53,13 +52,17 @@ class CocoAP:
     def write(self, path, rows):
         coco_json.write_results(path, rows)
 
-    def read(self, path):
-        return coco_ap.load(path)
+    def read(self, stored):
+        return coco_json.checked_rows(coco_ap.load(stored), ("image_id", "category_id", "score"))
 
     def score(self, truth, rows, settings):
         truth, held_out = truth
-        everything = coco_ap.coco_ap(truth, rows, scorer=settings.coco_scorer)
-        scores = {key: value for key, value in everything.items() if key != "per_class_AP50"}
+        masks = bool(rows) and all("segmentation" in row for row in rows)
+        boxes = not masks or all("bbox" in row for row in rows)
+        scores = {}
+        for iou_type, prefix in [("bbox", "")] * boxes + [("segm", "mask_")] * masks:
+            found = coco_ap.coco_ap(truth, rows, iou_type=iou_type, scorer=settings.coco_scorer)
+            scores |= {f"{prefix}{key}": value for key, value in found.items() if key != "per_class_AP50"}
         if held_out:
             scores["heldout_AP50"] = coco_ap.coco_ap(truth, rows, classes=held_out, scorer=settings.coco_scorer)["AP50"]
         return scores
@@ -75,8 +78,8 @@ class LvisAP:
     def truth(self, source):
         return coco_ap.load(source.json_path)
 
-    def truth_of(self, spec, root):
-        return coco_ap.load(pathlib.Path(root, spec["json_path"]))
+    def truth_of(self, spec):
+        return coco_ap.load(spec["json_path"])
 
     def predictions(self, source, parts, settings):
         fixed, standard = lvis_ap.BestPerClass(), lvis_ap.BestPerClass(None)
@@ -92,9 +95,9 @@ class LvisAP:
     def write(self, path, predictions):
         lvis_ap.write_results(path, predictions[0])
 
-    def read(self, path):
+    def read(self, stored):
         """Rows of any model; the limit of each class is kept here, too."""
-        rows = lvis_ap.as_arrays(coco_ap.load(path))
+        rows = lvis_ap.as_arrays(coco_ap.load(stored))
         best = lvis_ap.BestPerClass()
         order = np.argsort(rows["image_id"], kind="stable")
         images, starts = np.unique(rows["image_id"][order], return_index=True)
@@ -109,17 +112,29 @@ class LvisAP:
             f"standard_{key}": standard[key] for key in ("AP", "APr", "APc", "APf")}
 
 
-class PhraseRecall:
-    """Phrases of captions: the share of them that one of their k best boxes finds."""
+class _OfCaptions:
+    """What protocols of captions share: a result file is a list with a row for each record."""
     file = "predictions.json"
+
+    def truth_of(self, spec):
+        """The truth from the description of a source; its images need not be there."""
+        return self.truth(make_source(spec))
+
+    def write(self, path, rows):
+        write_whole(path, "[" + ",\n ".join(json.dumps(row, ensure_ascii=False) for row in rows) + "]\n")
+
+    def read(self, stored):
+        return coco_json.checked_rows(coco_ap.load(stored), self.keys)
+
+
+class PhraseRecall(_OfCaptions):
+    """Phrases of captions: the share of them that one of their k best boxes finds."""
+    keys = ("boxes",)
     metric = "recall of phrases at IoU 0.5, any of the phrase's boxes"
 
     def truth(self, source):
         """For each record the boxes of its phrases."""
         return [_boxes_of_phrases(source[index]) for index in range(len(source))]
-
-    def truth_of(self, spec, root):
-        return self.truth(make_source(spec, root))
 
     def predictions(self, source, parts, settings):
         """A row for each record, in order: every phrase of its caption with its boxes, by falling score."""
@@ -136,12 +151,6 @@ class PhraseRecall:
                 "scores": [found.scores[chosen].tolist() for chosen in of_phrase]}
         return rows
 
-    def write(self, path, rows):
-        _write_rows(path, rows)
-
-    def read(self, path):
-        return coco_ap.load(path)
-
     def score(self, truth, rows, settings):
         _check_length(truth, rows)
         for place, (phrases, row) in enumerate(zip(truth, rows)):
@@ -150,9 +159,9 @@ class PhraseRecall:
         return phrase_recall.phrase_recall(list(zip(phrases, row["boxes"])) for phrases, row in zip(truth, rows))
 
 
-class FlickrRecall:
+class FlickrRecall(_OfCaptions):
     """Phrases of Flickr30k Entities: any of a phrase's boxes, and beside it the box around all of them."""
-    file = "predictions.json"
+    keys = ("image_id", "sentence_id", "boxes")
     metric = "recall of phrases at IoU 0.5, any box of the phrase; merged_: the smallest box around all of them"
 
     def truth(self, source):
@@ -168,9 +177,6 @@ class FlickrRecall:
                 (boxes, types) for _, boxes, types in _benchmark_phrases(record)]
         return truth
 
-    def truth_of(self, spec, root):
-        return self.truth(make_source(spec, root))
-
     def predictions(self, source, parts, settings):
         """A row for each sentence: for each phrase of the benchmark its boxes, by falling score."""
         rows = [None] * len(source)
@@ -183,12 +189,6 @@ class FlickrRecall:
                 "image_id": record["about"]["original_img_id"], "sentence_id": record["about"]["sentence_id"],
                 "boxes": [boxes[one].tolist() for one in chosen], "scores": [found.scores[one].tolist() for one in chosen]}
         return rows
-
-    def write(self, path, rows):
-        _write_rows(path, rows)
-
-    def read(self, path):
-        return coco_ap.load(path)
 
     def score(self, truth, rows, settings):
         scores = phrase_recall.flickr_recall(truth, rows)
@@ -206,17 +206,14 @@ def _benchmark_phrases(record):
             for label, of_phrase in enumerate(spans)]
 
 
-class Referring:
+class Referring(_OfCaptions):
     """Expressions that each mean one object: is the best box on it?"""
-    file = "predictions.json"
+    keys = ("boxes",)
     metric = "accuracy at IoU 0.5 of the best box of each expression; precision@k: of one of the k best"
 
     def truth(self, source):
         """For each record the box that is meant."""
         return [source[index]["boxes"][0] if len(source[index]["boxes"]) else None for index in range(len(source))]
-
-    def truth_of(self, spec, root):
-        return self.truth(make_source(spec, root))
 
     def predictions(self, source, parts, settings):
         """A row for each record, in order: its ten best boxes."""
@@ -228,30 +225,21 @@ class Referring:
                                   "boxes": boxes[best].tolist(), "scores": found.scores[best].tolist()}
         return rows
 
-    def write(self, path, rows):
-        _write_rows(path, rows)
-
-    def read(self, path):
-        return coco_ap.load(path)
-
     def score(self, truth, rows, settings):
         _check_length(truth, rows)
         return referring_accuracy.referring_accuracy(
             (target, row["boxes"]) for target, row in zip(truth, rows) if target is not None)
 
 
-class Regions:
+class Regions(_OfCaptions):
     """Phrases that name regions of any number of instances: all boxes, or masks, of a phrase as one region."""
-    file = "predictions.json"
+    keys = ("segmentation",)
     metric = ("IoU of regions; predicted: union of the boxes with a score above eval.region_score, or else the best box; true: "
               "union of the masks")
 
     def truth(self, source):
         """For each record the region as RLE, None without any instance."""
         return [_true_region(source, index) for index in range(len(source))]
-
-    def truth_of(self, spec, root):
-        return self.truth(make_source(spec, root))
 
     def predictions(self, source, parts, settings):
         """A row for each record, in order: the region as RLE."""
@@ -266,12 +254,6 @@ class Regions:
                                   "segmentation": region | {"counts": region["counts"].decode("ascii")}}
         return rows
 
-    def write(self, path, rows):
-        _write_rows(path, rows)
-
-    def read(self, path):
-        return coco_ap.load(path)
-
     def score(self, truth, rows, settings):
         _check_length(truth, rows)
         return region_iou.region_iou((true, row["segmentation"]) for true, row in zip(truth, rows))
@@ -282,11 +264,11 @@ class Answers:
     file = "answers.json"
     metric = "VQA v2 accuracy, official normalisation"
 
-    def truth_of(self, spec, root):
-        return pathlib.Path(root, spec["annotations_path"])
+    def truth_of(self, spec):
+        return spec["annotations_path"]
 
-    def read(self, path):
-        return coco_ap.load(path)
+    def read(self, stored):
+        return coco_json.checked_rows(coco_ap.load(stored), ("question_id", "answer"))
 
     def score(self, truth, rows, settings):
         found = vqa_accuracy.vqa_accuracy(truth, rows)
@@ -299,14 +281,14 @@ class Captions:
     file = "captions.json"
     metric = "CIDEr-D, BLEU, ROUGE-L over Penn Treebank tokens"
 
-    def truth_of(self, spec, root):
+    def truth_of(self, spec):
         references = {}
-        for annotation in coco_ap.load(pathlib.Path(root, spec["json_path"]))["annotations"]:
+        for annotation in load_lists(spec["json_path"], ("annotations",))["annotations"]:
             references.setdefault(annotation["image_id"], []).append(annotation["caption"])
         return references
 
-    def read(self, path):
-        return coco_ap.load(path)
+    def read(self, stored):
+        return coco_json.checked_rows(coco_ap.load(stored), ("image_id", "caption"))
 
     def score(self, references, rows, settings):
         candidates = {row["image_id"]: row["caption"] for row in rows}
@@ -324,10 +306,6 @@ def _true_region(source, index):
     return region_iou.union_of_masks(record["masks"], source.image_size(index))
 
 
-def _write_rows(path, rows):
-    write_whole(path, "[" + ",\n ".join(json.dumps(row, ensure_ascii=False) for row in rows) + "]\n")
-
-
 def _check_length(truth, rows):
     if len(truth) != len(rows):
         raise ValueError(f"results: found {len(rows)} rows, expected the {len(truth)} records of the data, in their order")
@@ -341,3 +319,15 @@ def _boxes_of_phrases(record):
 PROTOCOLS = {"coco": CocoAP(), "lvis": LvisAP(), "phrases": PhraseRecall(), "flickr": FlickrRecall(),
              "referring": Referring(), "regions": Regions(),
              "answers": Answers(), "captions": Captions()}
+
+
+def check_settings(settings):
+    """What would otherwise come up at the end of a long evaluation. Raises: ValueError naming the field of `config.eval`."""
+    coco_ap.scorer_classes(settings.coco_scorer)
+    augmented_views.check_rule(settings.merge)
+    for view in settings.views:
+        try:
+            augmented_views.View(*view)
+        except TypeError as error:
+            raise ValueError(f"eval.views: found {view!r}, expected a list of (short side, longest side, mirrored, least and "
+                             "largest side of a box) of each pass") from error
