@@ -195,9 +195,10 @@ def _grounding(stems, **options):
 
 
 def _questions(folder, split):
-    questions = _file(folder, f"v2_OpenEnded_mscoco_{split}2014_questions.json", "*questions*.json")
+    questions = _file(folder, f"v2_OpenEnded_mscoco_{split}2014_questions.json", "v2_*questions*.json", "*questions*.json")
     return [{"kind": "vqa", "name": f"vqav2_{split}", "json_path": str(questions),
-             "annotations_path": str(_file(folder, f"v2_mscoco_{split}2014_annotations.json", "*annotations*.json"))}]
+             "annotations_path": str(_file(folder, f"v2_mscoco_{split}2014_annotations.json", "v2_*annotations*.json",
+                                           "*annotations*.json"))}]
 
 
 def _captions(folder, split):
