@@ -5,6 +5,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from glipv2_jax import draw
+from glipv2_jax.evaluation.phrase_recall import xywh
 from input_pipeline import image_ops, text_ops
 
 SHOWN_SCORE = 0.4        # of class detections; what is weaker would hide the rest
@@ -44,7 +45,7 @@ def _quality(record, found):
     if not len(truth):
         return None
     boxes = found.original_boxes()
-    overlaps = coco_mask.iou(_xywh(boxes), _xywh(truth), [0] * len(truth)) if len(boxes) else np.zeros((0, len(truth)))
+    overlaps = coco_mask.iou(xywh(boxes), xywh(truth), [0] * len(truth)) if len(boxes) else np.zeros((0, len(truth)))
     if "caption" in record:
         phrase = text_ops.phrases_of(record)[1][~crowd]
         best = {label: row for row, label in reversed(list(enumerate(found.labels.tolist())))}       # by falling score
@@ -58,11 +59,6 @@ def _quality(record, found):
         if row_overlaps[match] >= 0.5:
             free[match], hits = False, hits + 1
     return 2 * hits / (len(truth) + len(shown))
-
-
-def _xywh(boxes):
-    boxes = np.asarray(boxes, np.float64)
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
 def _of_classes(source, record, found):

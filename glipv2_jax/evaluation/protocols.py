@@ -84,8 +84,7 @@ class LvisAP:
     def predictions(self, source, parts, settings):
         fixed, standard = lvis_ap.BestPerClass(), lvis_ap.BestPerClass(None)
         for found in parts:
-            boxes = found.original_boxes()
-            boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)      # no +1, unlike COCO's files
+            boxes = phrase_recall.xywh(found.original_boxes())                               # no +1, unlike COCO's files
             categories = np.asarray(source.category_ids)[found.labels]
             fixed.add(found.image_id, boxes, found.scores, categories)
             best = np.argsort(-found.scores, kind="stable")[:LVIS_MAX_DETS]
