@@ -169,6 +169,7 @@ def test_missing_images_and_unknown_settings_are_named(checkpoint, data, tmp_pat
     max((partial / "val2017").iterdir()).unlink()
     with pytest.raises(SystemExit, match="problems: 1.*\n.*no file"):
         run("--benchmark=refcoco", f"--data={partial}", "--checkpoint=none", "--output=none")
+    shutil.rmtree(partial)
     (tmp_path / "annotations").mkdir()
     shutil.copy(data / "coco" / "annotations" / "instances_val2017.json", tmp_path / "annotations")
     with pytest.raises(SystemExit, match="found no image .*, the first of its data set"):
