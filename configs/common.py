@@ -40,7 +40,11 @@ def get_config():
     config.data.eval = ()                    # sources: dicts of kind, name and the kind's options
     # A benchmark of glipv2_jax/evaluation/benchmarks.py, its folder and split; with --mode=evaluate in the place of `eval`.
     config.data.benchmark = config.data.benchmark_folder = config.data.benchmark_split = ""
+    # Sources, as in `train`, mixed into the images of train_json against forgetting; their `num_negatives` is their own.
+    config.data.rehearsal = ()
+    config.data.rehearsal_share = 0.25       # of the images drawn; epochs count those of train_json
     config.data.class_names = ml_collections.ConfigDict()   # better words for classes of a COCO file, file's → prompt's
+    config.data.wordings = ()                # as eval.wordings; each training prompt takes one of them
     config.data.bad_boxes = "error"          # of a COCO file; "repair" drops or cuts boxes outside of their image
     config.data.vocabulary = ""              # WordPiece file; empty: bert-base-uncased, which ships with the package
     # Height and width of training images, pixels: one for all images of a step, compiled once each. A record goes to
@@ -70,7 +74,11 @@ def get_config():
     config.train.max_skipped_steps = 10
     config.train.spike_factor = 0.0          # steps of a loss above so many times its average are left out, too; 0: none
     config.train.ema_decay = 0.999           # of the averaged parameters; 0: none
-    # Regular expressions of parameter paths to leave alone. Differs from GLIP: their dropout and drop path stay on.
+    # What trains: "full", "linear" (box, centerness and grounding heads), "prompt" (a tensor that is added to the words) or
+    # "text" (the text encoder); see glipv2_jax/tuning.py. What does not is without dropout.
+    # model.overrides.image_encoder.frozen_stages = 2 freezes the image encoder's first stage, in any mode.
+    config.train.tune = "full"
+    # Regular expressions of further parameter paths to leave alone. Differs from GLIP: their dropout and drop path stay on.
     config.train.freeze = ()
     config.train.log_every_steps = 20
     config.train.checkpoint_every_steps = 2500

@@ -9,9 +9,10 @@ from glipv2_jax import sharding
 from glipv2_jax.evaluation.protocols import check_settings
 from glipv2_jax.models.config import model_config
 from glipv2_jax.models.glipv2 import GLIPv2
-from glipv2_jax.optim import default_freeze, make_optimizer
+from glipv2_jax.optim import make_optimizer
 from glipv2_jax.train_state import abstract_state, shardings_of
 from glipv2_jax.train_step import Objective, train_step
+from glipv2_jax.tuning import freeze_patterns, mode_of, tuned_model
 from input_pipeline.tokenizer import Tokenizer
 
 
@@ -25,7 +26,9 @@ def build(config, devices=None):
     check_settings(config.eval)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices=devices)
     tokenizer = Tokenizer(config.data.vocabulary or None)
-    model = GLIPv2(model_config(config.model.variant, config.model.overrides), dtype=jnp.dtype(config.model.dtype))
+    tune = config.train.tune
+    chosen = tuned_model(model_config(config.model.variant, config.model.overrides), tune, config.data.max_tokens)
+    model = GLIPv2(chosen, dtype=jnp.dtype(config.model.dtype), still=mode_of(tune).still)
     words = model.config.text_encoder.vocab_size
     if words != tokenizer.vocab_size:
         raise ValueError(f"model: a text encoder of {words} words, but the vocabulary has {tokenizer.vocab_size}; set "
@@ -52,7 +55,7 @@ def make_objective(config, model, tokenizer):
     off = {name for name, setting in (("mlm", mlm_rate), ("inter", contrastive_regions)) if not setting}
     weights = tuple((name, weight) for name, weight in config.loss.weights.items() if name not in off)
     return Objective(tokenizer.mask_id, tokenizer.vocab_size, mlm_rate, config.loss.mlm_positions, contrastive_regions,
-                     weights)
+                     weights, freeze_patterns(model.config, config.train.tune, config.train.freeze))
 
 
 def make_step(config, mesh, tokenizer, model, num_steps):
@@ -62,9 +65,9 @@ def make_step(config, mesh, tokenizer, model, num_steps):
       (state, batch, key), which consumes its state).
     """
     t = config.train
-    optimizer = make_optimizer(config.optimizer, num_steps, (*default_freeze(model.config), *t.freeze))
+    objective = make_objective(config, model, tokenizer)
+    optimizer = make_optimizer(config.optimizer, num_steps, objective.freeze)
     create, abstract = abstract_state(model, optimizer, t.ema_decay > 0, mesh, config.mesh.rules, config.mesh.min_shard_size)
-    step = functools.partial(train_step, model, make_objective(config, model, tokenizer), optimizer, t.ema_decay,
-                             t.accumulation_steps, t.spike_factor)
+    step = functools.partial(train_step, model, objective, optimizer, t.ema_decay, t.accumulation_steps, t.spike_factor)
     return create, abstract, jax.jit(step, donate_argnums=0,
                                      out_shardings=(shardings_of(abstract), sharding.replicated(mesh)))

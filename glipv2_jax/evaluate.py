@@ -39,7 +39,7 @@ def evaluate(predictor, mesh, config, sources, tokenizer, workdir, checkpoint):
         started = time.perf_counter()
         name, source, protocol = chosen.name, chosen.source, chosen.chosen_protocol()
         folder = pathlib.Path(workdir) if place == 0 else pathlib.Path(workdir) / name
-        wordings = _wordings(source, config.eval) if source.class_names else []
+        wordings = prompts.wordings_of(source, config.eval.wordings) if source.class_names else []
         classes = inference.class_prompts(wordings, tokenizer, config.data.max_tokens,
                                           config.eval.classes_per_prompt or None) if wordings else ()
         parts = inference.detect(predictor, mesh, config, source, tokenizer, folder / ".parts", name,
@@ -63,10 +63,3 @@ def evaluate(predictor, mesh, config, sources, tokenizer, workdir, checkpoint):
             pictures.write(folder / "pictures.jpg", source, parts, config.eval.num_pictures)
         parts.delete()
     return scores
-
-
-def _wordings(source, settings):
-    """What prompts call the classes, once for each of `config.eval.wordings`."""
-    about = getattr(source, "class_about", [{}] * len(source.class_names))
-    return [[prompts.worded(wording, name, of_class) for name, of_class in zip(prompts.names_of(source), about)]
-            for wording in settings.wordings or ("{name}",)]

@@ -26,8 +26,9 @@ from glipv2_jax.plateau import Plateau
 from glipv2_jax.predict import Predictor
 from glipv2_jax.processes import Stopped, StopSignal, Watchdog, beat
 from glipv2_jax.train_state import shardings_of
+from glipv2_jax.tuning import may_be_fresh
 from input_pipeline import BadRecords, train_batches
-from input_pipeline.registry import eval_specs, make_source, train_options, train_specs
+from input_pipeline.registry import epoch_records, eval_specs, make_source, train_options, train_specs
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def _train_and_evaluate(config, workdir, stop):
     specs = train_specs(d)
     sources = [make_source(spec, d.root) for spec in specs]
     eval_sources = make_eval_sources(d)
-    num_steps, eval_every = durations(t, sum(len(s) * spec.get("copies", 1) for spec, s in zip(specs, sources)))
+    num_steps, eval_every = durations(t, epoch_records(specs, sources))
     eval_every = eval_every if eval_sources else 0
     rate_falls = config.optimizer.schedule == "plateau"
     if (rate_falls or t.stop_patience) and not eval_every:
@@ -108,7 +109,8 @@ def _train_and_evaluate(config, workdir, stop):
     else:
         state = jax.jit(create, out_shardings=shardings_of(abstract))(jax.random.key(config.seed))
         if config.init_from:
-            params = with_fresh(load_params(config.init_from, abstract.params, fresh=config.init_fresh), state.params)
+            fresh = (*config.init_fresh, *may_be_fresh(t.tune))
+            params = with_fresh(load_params(config.init_from, abstract.params, fresh=fresh), state.params)
             ema = jax.tree.map(jnp.copy, params) if t.ema_decay > 0 else None
             state = state.replace(params=params, ema_params=ema)
     start_step = int(jax.device_get(state.step))

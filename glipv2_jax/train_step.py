@@ -9,6 +9,7 @@ from glipv2_jax import sharding
 from glipv2_jax.detection import atss
 from glipv2_jax.detection.anchors import anchors, level_shapes, level_sizes
 from glipv2_jax.losses import contrastive, grounding, localization, mlm, total
+from glipv2_jax.optim import frozen, path_string
 from glipv2_jax.train_state import TrainState
 
 
@@ -21,6 +22,7 @@ class Objective:
     mlm_positions: int = 64              # most words of a text that are scored; the vocabulary layer is the widest there is
     contrastive_regions: int = 100       # K regions of an image in the inter-image loss; 0 switches it off
     weights: tuple[tuple[str, float], ...] = ()
+    freeze: tuple[str, ...] = ()         # patterns of parameters without gradient, see `optim.frozen`
 
 
 def compute_losses(model, objective, params, batch, key, train=True):
@@ -32,6 +34,9 @@ def compute_losses(model, objective, params, batch, key, train=True):
       train: dropout, drop path and DropBlock on.
     Returns: (loss, metrics), a float32 scalar and a dict of scalars: loss_<term>, count_<term>.
     """
+    # Nothing is kept for a gradient that nobody takes: tuning a prompt needs no activation of the image encoder.
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, x: jax.lax.stop_gradient(x) if frozen(path_string(path), objective.freeze) else x, params)
     key_mlm, key_regions, key_dropout = jax.random.split(key, 3)
     token_ids, mlm_positions = batch["token_ids"], None
     if objective.mlm_rate > 0:

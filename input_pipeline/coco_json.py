@@ -18,6 +18,7 @@ from input_pipeline.masks import decode_mask
 from input_pipeline.prompts import Phrase
 
 _XYXY = "is it [x1, y1, x2, y2] where [x, y, width, height] is expected?"
+_KNOWLEDGE = ("synonym", "definition")
 _REPAIR = "bad_boxes='repair' cuts or drops such boxes"
 
 
@@ -40,7 +41,8 @@ class CocoJson:
       image_folder: what `file_name` is relative to.
       class_names: better words for the prompt, {name in the file: name to use}, e.g. {"RBC": "red blood
         cell"}, or {name in the file: {"prefix": …, "name": …, "suffix": …}} for words around it, as ODinW's prompts have
-        them: {"penguin": {"suffix": " , which is black and white"}}. Each part may be left out.
+        them: {"penguin": {"suffix": " , which is black and white"}}. Each part may be left out. `synonym` and
+        `definition` beside them are what wordings may use (`prompts.worded`), where the file, as LVIS, has none.
       with_masks: records have `masks`, from polygons or RLE; an object without one has its box as mask.
       keep_empty: keep images that training can draw nothing from: no box, or only crowd or one-pixel boxes.
         The reference trains without them.
@@ -91,7 +93,7 @@ class CocoJson:
         names = [category["name"] for category in categories.values()]
         self.phrases = _phrases(names, class_names or {}, self.json_path)
         self.class_names = tuple(p.name if isinstance(p, Phrase) else p for p in self.phrases)
-        self.class_about = tuple(map(_about, categories.values()))
+        self.class_about = tuple(_about(category, (class_names or {}).get(category["name"])) for category in categories.values())
         class_of = {category_id: index for index, category_id in enumerate(self.category_ids)}
         of_image = {image_id: [] for image_id in sorted(images)}
         # Annotations of what is itself at fault are not at fault.
@@ -239,20 +241,22 @@ def _phrases(names, better, path):
     for name, words in better.items():
         if isinstance(words, str):
             found[name] = words
-        elif (isinstance(words, Mapping) and set(words) <= {"prefix", "name", "suffix"}
+        elif (isinstance(words, Mapping) and set(words) <= {"prefix", "name", "suffix", *_KNOWLEDGE}
               and all(isinstance(part, str) for part in words.values())):
-            found[name] = Phrase(**{"name": name} | dict(words))
+            around = {part: text for part, text in words.items() if part not in _KNOWLEDGE}
+            found[name] = Phrase(**{"name": name} | around) if around else name
         else:
-            raise ValueError(f"class_names: {name!r}: found {words!r}, expected a text, or texts under prefix, name and "
-                             "suffix")
+            raise ValueError(f"class_names: {name!r}: found {words!r}, expected a text, or texts under prefix, name, suffix, "
+                             "synonym and definition")
     return tuple(found.get(name, name) for name in names)
 
 
-def _about(category):
-    """What LVIS tells of a category beside its name, see `prompts.worded`."""
+def _about(category, words):
+    """What is told of a category beside its name, by the config or, as in LVIS, by the file; see `prompts.worded`."""
     others = [name for name in category.get("synonyms") or () if isinstance(name, str) and name != category["name"]]
     definition = category.get("def")
-    return {"synonym": others[0] if others else "", "definition": definition if isinstance(definition, str) else ""}
+    told = {key: words[key] for key in _KNOWLEDGE if key in words} if isinstance(words, Mapping) else {}
+    return {"synonym": others[0] if others else "", "definition": definition if isinstance(definition, str) else ""} | told
 
 
 def _problems_of(annotation, images, class_of, bad_boxes):

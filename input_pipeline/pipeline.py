@@ -63,10 +63,11 @@ class BadRecords:
 
 def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, start_step: int, batch_size: int,
                   canvases: Sequence[tuple[int, int]], augment: str, max_tokens: int, max_boxes: int,
-                  num_negatives: int | None, class_table: ClassTable, tokenizer: Tokenizer, process_index: int = 0,
-                  process_count: int = 1, full_probability: float = 0.5, separator: str = prompts.SEPARATOR,
+                  num_negatives: int | None | Sequence[int | None], class_table: ClassTable, tokenizer: Tokenizer,
+                  process_index: int = 0, process_count: int = 1, full_probability: float = 0.5, separator: str = prompts.SEPARATOR,
                   mlm_on_detection: bool = False, mask_size: int | None = None, parallel_reads: int = 8,
-                  bad_records: BadRecords | None = None, packing: Packing = ALONE) -> Iterator[dict]:
+                  bad_records: BadRecords | None = None, packing: Packing = ALONE,
+                  wordings: Sequence[str] = ()) -> Iterator[dict]:
     """Endless training batches of this host, from `start_step` on.
 
     Crowd boxes and boxes no wider or higher than a pixel are dropped. An image left without boxes stays, with
@@ -81,7 +82,7 @@ def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, sta
         image too large for it shrinks to fit.
       augment: how images are varied, see `ops`.
       num_negatives: absent classes drawn into a prompt at most. None writes *all* classes in the order of the
-        source (fine-tuning on a short class list), and then their prompt has to fit.
+        source (fine-tuning on a short class list), and then their prompt has to fit. A sequence has one for each source.
       class_table: global class ids.
       process_index, process_count: this host among the hosts; host i gets the i-th slice of B/count rows.
       full_probability: how often exactly `num_negatives` are drawn, instead of 1 to `num_negatives`.
@@ -92,6 +93,7 @@ def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, sta
       bad_records: collects records that cannot be read, up to its limit; by default the first one ends the stream.
         In its place stands a record of the same source and canvas, drawn by (seed, position, attempt).
       packing: how many captions of other records stand around a caption, for sources that give captions without images.
+      wordings: templates of class names, see `prompts.worded`; every prompt of class names takes one of them at random.
     Yields: dicts of `schema.batch_spec(batch_size / process_count, canvas, max_tokens, max_boxes)`.
     Raises: ValueError on settings that cannot work, and while iterating for a record that cannot be read,
       naming it.
@@ -101,7 +103,7 @@ def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, sta
         sources, weights, seed=seed, batch_size=batch_size, canvases=canvases, augment=augment, max_tokens=max_tokens,
         max_boxes=max_boxes, num_negatives=num_negatives, class_table=class_table, tokenizer=tokenizer,
         full_probability=full_probability, separator=separator, mlm_on_detection=mlm_on_detection, mask_size=mask_size,
-        bad_records=bad_records, packing=packing)
+        bad_records=bad_records, packing=packing, wordings=wordings)
 
     def read_row(counter):
         step, row = divmod(counter, rows)
@@ -113,7 +115,7 @@ def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, sta
 
 def train_reader(sources, weights, *, seed, batch_size, canvases, augment, max_tokens, max_boxes, num_negatives,
                  class_table, tokenizer, full_probability=0.5, separator=prompts.SEPARATOR, mlm_on_detection=False,
-                 mask_size=None, bad_records=None, packing=ALONE) -> Callable[[int, int], dict]:
+                 mask_size=None, bad_records=None, packing=ALONE, wordings=()) -> Callable[[int, int], dict]:
     """The function (step, row of the global batch) -> example that `train_batches` reads with, without TensorFlow."""
     _check_at_least(max_tokens=(max_tokens, 2), max_boxes=(max_boxes, 1), canvases=(min(map(min, canvases)), 1))
     steps = ops.parse(augment)
@@ -121,9 +123,12 @@ def train_reader(sources, weights, *, seed, batch_size, canvases, augment, max_t
     _report(order, sources, steps)
     bad_records = BadRecords() if bad_records is None else bad_records
     class_ids = [class_table.ids(source.class_names) for source in sources]
-    if num_negatives is None:
-        for source in sources:
-            _all_classes(source, tokenizer, max_tokens, separator)   # a prompt that does not fit fails now
+    if num_negatives is None or isinstance(num_negatives, int):
+        num_negatives = [num_negatives] * len(sources)
+    worded = [prompts.wordings_of(source, wordings) for source in sources]
+    for source, of_source, count in zip(sources, worded, num_negatives, strict=True):
+        for names in of_source if count is None else ():
+            _all_classes(source, tokenizer, max_tokens, separator, names)   # a prompt that does not fit fails now
 
     def other_captions(place, index, rng):
         """Captions of other records to pack around one; those that cannot be read are bad records like any other."""
@@ -139,11 +144,11 @@ def train_reader(sources, weights, *, seed, batch_size, canvases, augment, max_t
         return found
 
     def text_of(record, place, index, rng):
-        names = prompts.names_of(sources[place])
         if "caption" in record:
             return _caption_text(record, tokenizer, max_tokens, other_captions(place, index, rng), rng)
-        classes = range(len(names)) if num_negatives is None else prompts.sample_classes(
-            names, record["classes"], tokenizer, rng, max_tokens=max_tokens, num_negatives=num_negatives,
+        names = worded[place][rng.integers(len(wordings)) if len(wordings) > 1 else 0]
+        classes = range(len(names)) if num_negatives[place] is None else prompts.sample_classes(
+            names, record["classes"], tokenizer, rng, max_tokens=max_tokens, num_negatives=num_negatives[place],
             full_probability=full_probability, separator=separator, candidates=record.get("negatives"))
         caption, spans = prompts.detection_prompt([names[c] for c in classes], separator)
         spans = prompts.class_spans(names, classes, spans)
@@ -215,7 +220,7 @@ def eval_batches(source, *, batch_size: int, canvases: Sequence[tuple[int, int]]
                     short_side=(short_side, 1), canvases=(min(map(min, canvases)), 1))
     class_ids = (np.full(len(source.class_names), NO_CLASS, np.int32) if class_table is None
                  else class_table.ids(source.class_names))
-    prompt = prompt or _all_classes(source, tokenizer, max_tokens, separator)
+    prompt = prompt or _all_classes(source, tokenizer, max_tokens, separator, prompts.names_of(source))
     spans = dict(zip(prompt.classes, prompt.spans)) if prompt else {}
 
     def spec_of(canvas):
@@ -268,12 +273,12 @@ def _check_at_least(**values):
             raise ValueError(f"{key}: found {found}, expected at least {least}")
 
 
-def _all_classes(source, tokenizer, max_tokens, separator):
-    """The prompt of all classes of a source; None for a source of captions."""
+def _all_classes(source, tokenizer, max_tokens, separator, names):
+    """The prompt of all classes of a source, by what they are called; None for a source of captions."""
     if not source.class_names:
         return None
     try:
-        return prompts.evaluation_prompts(prompts.names_of(source), tokenizer, max_tokens, separator=separator)[0]
+        return prompts.evaluation_prompts(names, tokenizer, max_tokens, separator=separator)[0]
     except ValueError as error:
         raise ValueError(f"source {source.name!r}: {error}") from error
 

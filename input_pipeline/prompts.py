@@ -52,8 +52,15 @@ def _phrase(name):
     return name if isinstance(name, Phrase) else Phrase(clean_name(name))
 
 
+def wordings_of(source, templates: Sequence[str]) -> list[Sequence[str | Phrase]]:
+    """What prompts call the classes of a source, once for each template (see `worded`); () is ("{name}",)."""
+    names = names_of(source)
+    about = getattr(source, "class_about", [{}] * len(names))
+    return [[worded(template, name, of_class) for name, of_class in zip(names, about)] for template in templates or ("{name}",)]
+
+
 def worded(template: str, name: str | Phrase, about: dict) -> str | Phrase:
-    """A class name in other words, for evaluation with several prompts.
+    """A class name in other words, for training and evaluation with several prompts.
 
     Args:
       template: text with {name} or {synonym} once, which is what the class is known by, and perhaps {definition}.
@@ -63,7 +70,7 @@ def worded(template: str, name: str | Phrase, about: dict) -> str | Phrase:
     """
     place = next((key for key in ("synonym", "name") if template.count(f"{{{key}}}") == 1), None)
     if place is None:
-        raise ValueError(f"eval.wordings: found {template!r}, expected {{name}} or {{synonym}} in it once")
+        raise ValueError(f"wordings: found {template!r}, expected {{name}} or {{synonym}} in it once")
     needed = [key for key in ("synonym", "definition") if f"{{{key}}}" in template]
     if template == "{name}" or any(not about.get(key) for key in needed):
         return name

@@ -24,17 +24,20 @@ KINDS = {
 PATHS = ("folder", "json_path", "jsonl_path", "yaml_path", "annotations_path", "label_map", "image_folder",
          "coco_folder", "data_dir")
 
+_NOT_OPTIONS = ("kind", "weight", "copies", "rehearsed", "num_negatives", "name", "protocol")
+
 
 def make_source(spec, root=""):
     """A source from its description in a config.
 
     Args:
       spec: dict with `kind`, one of `KINDS`, and the options of that kind. `name` is what errors, logs and scores
-        call the source; `weight` and `copies` belong to the mixture, `protocol` to evaluation.
+        call the source; `weight`, `copies` and `rehearsed` belong to the mixture, `num_negatives` to training prompts,
+        `protocol` to evaluation.
       root: what relative paths among the options start from.
     Raises: ValueError for an unknown kind or option.
     """
-    options = {k: v for k, v in spec.items() if k not in ("kind", "weight", "copies", "name", "protocol")}
+    options = {k: v for k, v in spec.items() if k not in _NOT_OPTIONS}
     kind = spec.get("kind")
     if kind not in KINDS:
         raise ValueError(f"config.data: found source kind {kind!r}, expected one of {sorted(KINDS)}")
@@ -62,16 +65,38 @@ def _train_coco(data):
 
 
 def train_specs(data):
-    """Descriptions of a run's training sources: `data.train_json` with its images if given, else `data.train`.
+    """Descriptions of a run's training sources: `data.train_json` with its images if given, and those of `data.rehearsal`;
+    else `data.train`.
 
-    Raises: ValueError when there is neither.
+    Raises: ValueError when there is neither, and for a share of rehearsal that is none.
     """
     if data.train_json:
-        return [_train_coco(data) | {"copies": data.train_copies, "keep_empty": False}]
+        own = _train_coco(data) | {"copies": data.train_copies, "keep_empty": False}
+        if not data.rehearsal:
+            return [own]
+        share = data.rehearsal_share
+        if not 0 < share < 1:
+            raise ValueError(f"config.data.rehearsal_share: found {share}, expected a number between 0 and 1")
+        weights = [spec.get("weight", 1) for spec in data.rehearsal]
+        return [own | {"weight": 1 - share},
+                *({**spec, "weight": share * weight / sum(weights), "rehearsed": True}
+                  for spec, weight in zip(data.rehearsal, weights))]
+    if data.rehearsal:
+        raise ValueError("config.data.rehearsal: found sources, but no data.train_json that they are mixed into")
     if not data.train:
         raise ValueError("config.data: found nothing to train on; set data.train_json and data.train_images, or "
                          "data.train")
     return [dict(spec) for spec in data.train]
+
+
+def epoch_records(specs, sources):
+    """How many images an epoch draws: all records, copies included, and with them their share of those rehearsed.
+
+    Args:
+      specs: `train_specs(config.data)`. sources: what they describe.
+    """
+    records = sum(len(source) * spec.get("copies", 1) for spec, source in zip(specs, sources) if not spec.get("rehearsed"))
+    return records / (1 - sum(spec["weight"] for spec in specs if spec.get("rehearsed")))
 
 
 def train_options(config, specs, sources, tokenizer):
@@ -84,8 +109,8 @@ def train_options(config, specs, sources, tokenizer):
     return {"sources": sources, "weights": mixture_weights(specs, sources), "seed": config.seed,
             "batch_size": config.train.batch_size, "canvases": [tuple(canvas) for canvas in d.canvases],
             "augment": d.augment, "max_tokens": d.max_tokens, "max_boxes": d.max_boxes,
-            "num_negatives": None if d.num_negatives < 0 else d.num_negatives,
-            "mlm_on_detection": d.mlm_on_detection, "class_table": ClassTable.from_sources(sources),
+            "num_negatives": [None if n < 0 else n for n in (spec.get("num_negatives", d.num_negatives) for spec in specs)],
+            "wordings": tuple(d.wordings), "mlm_on_detection": d.mlm_on_detection, "class_table": ClassTable.from_sources(sources),
             "tokenizer": tokenizer, "packing": Packing(d.packed_captions, d.unpacked_probability)}
 
 

@@ -92,7 +92,8 @@ def infer_config(manifest, meta):
         fusion_dropout=0.0, drop_block=0.0, text_mlp_dim=mlp, text_heads=heads,
         num_class_logits=shapes["rpn.head.cls_logits.weight"][0],
         mlm_head="rpn.head.mlm_head.decoder.weight" in shapes,
-        contrastive_dim=shapes[projection][0] if projection in shapes else 0)
+        contrastive_dim=shapes[projection][0] if projection in shapes else 0,
+        prompt_tokens=shapes.get("rpn.tunable_linear.weight", (0,))[0])
 
 
 @functools.lru_cache(maxsize=2)

@@ -86,7 +86,7 @@ def test_words_around_a_class_name_reach_training_and_evaluation(folder):
         ids = read(0, 0)["token_ids"].tolist()
         start = ids.index(phrase[0])
         assert len(phrase) == 7 and ids[start:start + 7] == phrase
-    with pytest.raises(ValueError, match="found {'sufix': 'x'}, expected a text, or texts under prefix, name and suffix"):
+    with pytest.raises(ValueError, match="found {'sufix': 'x'}, expected a text, or texts under prefix, name, suffix, synonym and definition"):
         opened(folder, content(), class_names={"RBC": {"sufix": "x"}})
 
 

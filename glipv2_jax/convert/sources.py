@@ -175,8 +175,8 @@ def explain_unused(source, which, homeless):
             elsewhere = f"; it would be {path}, which this model does not have" if path else ""
             problems.append(f"{name} {tensor.shape}: no such weight in this model{elsewhere}")
         elif _ZERO.match(key) and np.any(source.file.read(tensor)):
-            problems.append(f"{name} {tensor.shape}: a tuned prompt matrix with values other than 0, which "
-                            "changes what is found; this model has no such part")
+            problems.append(f"{name} {tensor.shape}: a tuned prompt matrix with values other than 0, which changes what is "
+                            f"found; --overrides='{{\"prompt_tokens\": {tensor.shape[0]}}}' gives the model a place for it")
         else:
             source.unused[name] = f"{tensor.shape}: {why}"
     return problems

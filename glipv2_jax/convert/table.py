@@ -138,6 +138,7 @@ def _rows(fusion):
         (_HEAD + "scales.{element}.scale", "localization/scales", {"": ("", "element")}),
         (_HEAD + "dot_product_projection_text", "grounding/text_projection", _DENSE),
         *((_HEAD + name, f"grounding/{name}", _VALUE) for name in ("log_scale", "bias0", "bias_lang")),
+        ("rpn.tunable_linear.weight", "prompt", _VALUE),
         # One tensor under two names: BERT's prediction head ties them.
         (_HEAD + "mlm_head.bias", "mlm/decoder/bias", _VALUE),
         (_HEAD + "mlm_head.transform.dense", "mlm/transform", _DENSE),

@@ -58,20 +58,33 @@ def run(benchmark, specs, checkpoint, output, *, ema=False, settings=None):
     Returns: dict "source/metric" → float.
     Raises: ValueError, FileNotFoundError for data or weights that are not there; data is looked at first.
     """
-    from glipv2_jax.build import abstract_params, build
-    from glipv2_jax.evaluate import EvalSource, evaluate
-    from glipv2_jax.predict import Predictor
+    from glipv2_jax.evaluate import EvalSource
     sources = [EvalSource(spec["name"], make_source(spec), spec["protocol"]) for spec in specs]
-    config = _config(checkpoint, BENCHMARKS[benchmark].settings | (settings or {}) | {"ema": ema})
+    config = config_of(checkpoint, BENCHMARKS[benchmark].settings | (settings or {}) | {"ema": ema})
+    scores = score(config, checkpoint, sources, output, ema=ema)
+    if jax.process_index() == 0 and len(sources) > 1:
+        _write_joined(output, sources)
+    return scores
+
+
+def score(config, checkpoint, sources, output, *, ema=False):
+    """Scores a checkpoint on sources, as a config says.
+
+    Args:
+      config: ConfigDict that fits the checkpoint, such as `config_of` gives. sources: list of EvalSource.
+      output: folder of results, protocols and pictures, see `evaluate.evaluate`.
+    Returns: dict "source/metric" → float.
+    Raises: FileNotFoundError without a checkpoint; ValueError if it does not fit the config's model.
+    """
+    from glipv2_jax.build import abstract_params, build
+    from glipv2_jax.evaluate import evaluate
+    from glipv2_jax.predict import Predictor
     mesh, tokenizer, model = build(config)
     with sharding.use(mesh, config.mesh.rules):
         predictor = Predictor(model, mesh, config.eval)
         predictor.params = load_params(checkpoint, abstract_params(mesh, model, config), ema=ema)
-        scores = evaluate(predictor, mesh, config, sources, tokenizer, output,
-                          f"{pathlib.Path(checkpoint).name}, step {read_about(checkpoint)['next_step']}{', averaged' * ema}")
-    if jax.process_index() == 0 and len(sources) > 1:
-        _write_joined(output, sources)
-    return scores
+        return evaluate(predictor, mesh, config, sources, tokenizer, output,
+                        f"{pathlib.Path(checkpoint).name}, step {read_about(checkpoint)['next_step']}{', averaged' * ema}")
 
 
 def score_results(benchmark, specs, path, settings=None):
@@ -133,19 +146,25 @@ def _write_joined(output, sources):
     write_whole(output / "all_sets.json", "{" + text + "}\n")
 
 
-def _config(checkpoint, settings):
-    """The checkpoint's own config, with what is missing from it as in configs/common.py, and some settings replaced."""
-    stored = read_about(checkpoint)["config"]
+def config_of(checkpoint, settings=None):
+    """The checkpoint's own config, with what is missing from it as in configs/common.py.
+
+    settings: fields of `config.eval` to replace.
+    """
+    about = read_about(checkpoint)
+    stored = about["config"]
     config = common.get_config()
     for section in ("model", "data", "eval"):
         for key, value in stored[section].items():
             if key in config[section] and not isinstance(config[section][key], ConfigDict):
                 config[section][key] = _tuples(value)
     config.model.overrides = ConfigDict(stored["model"]["overrides"])
+    if about["model"].get("prompt_tokens"):
+        config.model.overrides.prompt_tokens = about["model"]["prompt_tokens"]     # tuning gave it to the model, not the config
     vocabulary = pathlib.Path(checkpoint) / "vocab.txt"
     if vocabulary.exists():
         config.data.vocabulary = str(vocabulary)
-    return _replaced(config, settings)
+    return _replaced(config, settings or {})
 
 
 def _replaced(config, settings):

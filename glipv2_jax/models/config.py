@@ -50,6 +50,7 @@ class ModelConfig:
     num_class_logits: int = 80        # the reference's unused classifier; 0: none
     mlm_head: bool = False
     contrastive_dim: int = 0          # width of the inter-image projections; 0: none
+    prompt_tokens: int = 0            # rows of the tuned prompt, the longest text that it can be added to; 0: none
     # Of each block in the backward pass: "" keeps all activations, "nothing" computes them again from its inputs, else the name of
     # a jax.checkpoint policy, e.g. "dots_with_no_batch_dims_saveable".
     remat: str = ""

@@ -14,13 +14,15 @@ from glipv2_jax.models.dyhead import DyConv
 from glipv2_jax.models.fpn import FPN
 from glipv2_jax.models.fusion import Fusion
 from glipv2_jax.models.heads import ContrastiveHead, GroundingHead, LocalizationHead, MLMHead
-from glipv2_jax.models.layers import TORCH_DEFAULT, rematerialised
+from glipv2_jax.models.layers import TORCH_DEFAULT, named, rematerialised
 from glipv2_jax.models.swin import Swin
 from glipv2_jax.sharding import constrain_batch
 
 # Of channels B, G, R in 0 … 255: the released weights were trained on OpenCV's channel order.
 PIXEL_MEAN = np.array([103.530, 116.280, 123.675], np.float32)
 PIXEL_STD = np.array([57.375, 57.120, 58.395], np.float32)
+
+PARTS = ("image_encoder", "fpn", "text_encoder", "head")      # head: fusion tower and what reads from it
 
 
 @flax.struct.dataclass
@@ -59,9 +61,12 @@ class GLIPv2(nn.Module):
       mlm_positions: [B, M] int32 tokens to predict words at, or None.
       train: dropout, drop path and DropBlock on; needs an rng called "dropout".
     Returns: Outputs.
+
+    still: parts that are without dropout in training, too, since they are frozen: of `PARTS`.
     """
     config: ModelConfig
     dtype: jnp.dtype = jnp.float32
+    still: tuple[str, ...] = ()
 
     def setup(self):
         c, dtype = self.config, self.dtype
@@ -87,6 +92,8 @@ class GLIPv2(nn.Module):
             self.mlm = MLMHead(text.vocab_size, dtype)
         if c.contrastive_dim:
             self.contrastive = ContrastiveHead(c.contrastive_dim, dtype)
+        if c.prompt_tokens:
+            self.prompt = self.param("prompt", named(nn.initializers.zeros, (None, "embed")), (c.prompt_tokens, text.width))
 
     def __call__(self, image, image_size, token_ids, token_mask, mlm_positions=None, train=False):
         levels = self.encode_image(image, image_size, train)
@@ -96,22 +103,36 @@ class GLIPv2(nn.Module):
     def encode_image(self, image, image_size, train=False):
         """Un-fused features: list of five [B, H/s, W/s, C], s = 8 … 128."""
         x = normalize_image(image, image_size).astype(self.dtype)
-        return constrain_batch(self.fpn(constrain_batch(self.image_encoder(x, train)), train))
+        levels = constrain_batch(self.image_encoder(x, self._dropout("image_encoder", train)))
+        return constrain_batch(self.fpn(levels, self._dropout("fpn", train)))
 
     def encode_text(self, token_ids, token_mask, train=False):
-        """Un-fused word features [B, T, D], padding not zeroed."""
-        return constrain_batch(self.text_encoder(token_ids, token_mask, train))
+        """Un-fused word features [B, T, D]. Padding is zeroed without fusion only, and holds its row of a tuned prompt.
+
+        Raises: ValueError for a text longer than the tuned prompt.
+        """
+        c, length = self.config, token_ids.shape[1]
+        words = self.text_encoder(token_ids, token_mask, self._dropout("text_encoder", train))
+        if not c.fusion:
+            words = words * token_mask[..., None]            # GLIP-T (A) zeroes the padding before the dot product
+        if c.prompt_tokens:
+            if length > c.prompt_tokens:
+                raise ValueError(f"text of {length} tokens, but the tuned prompt has {c.prompt_tokens} rows")
+            # By position, padding included: tuned for one class list, it says nothing of another.
+            words = words + self.prompt[:length].astype(words.dtype)
+        return constrain_batch(words)
+
+    def _dropout(self, part, train):
+        return train and part not in self.still
 
     def predict(self, levels, words, token_mask, mlm_positions=None, train=False):
         """From un-fused features to Outputs."""
-        c = self.config
+        c, train = self.config, self._dropout("head", train)
         regions = _flatten(levels)
         embeddings = (None, None, None)
         if c.contrastive_dim:
             # Before fusion: fused features have seen their partner and would give the pairing away.
             embeddings = self.contrastive(regions, words)
-        if not c.fusion:
-            words = words * token_mask[..., None]            # GLIP-T (A) zeroes the padding before the dot product
         shapes = [x.shape for x in levels]
         for i in range(c.num_blocks):
             if c.fusion:
@@ -146,7 +167,7 @@ def axis_names(model):
 
 
 def _named_params(model, key):
-    tokens = model.config.text_encoder.max_positions
+    tokens = min(model.config.text_encoder.max_positions, model.config.prompt_tokens or np.inf)
     return model.init(key, jnp.zeros((1, 64, 64, 3), jnp.uint8), jnp.full((1, 2), 64), jnp.zeros((1, tokens), jnp.int32),
                       jnp.ones((1, tokens), bool))["params"]
 
