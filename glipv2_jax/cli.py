@@ -41,6 +41,11 @@ def _demo():
     command.main()
 
 
+def _finetune():
+    from glipv2_jax.finetune import command
+    command.main()
+
+
 def _convert():
     from glipv2_jax.convert import command
     command.main()
@@ -68,6 +73,7 @@ COMMANDS = {
     "inspect": (_inspect, "a data set checked, counted and drawn as training sees it: DATA --images=… | --config=…"),
     "prepare": (_prepare, "a data set as sharded records for large runs: DATA --images=… --output=… --shards=…"),
     "train": (_train, "train or resume a config, and score it: --config=… --workdir=…"),
+    "finetune": (_finetune, "a checkpoint on a data set of your own, few-shot or whole: --data=… --mode= --shots= --output="),
     "plan": (_plan, "what a run needs on TPUs that are not there, and how fast it could be: --config=… --topology=v5e:4x4"),
     "evaluate": (_evaluate, "a benchmark by name: --benchmark=… --data=… --checkpoint=… --output=…; or a run: --config=… --workdir=…"),
     "convert": (_convert, "GLIP, BERT or Swin weights into a checkpoint, and back: FILE… --model= --output="),

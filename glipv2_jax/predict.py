@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glipv2_jax import sharding
+from glipv2_jax import encoded_words, sharding
 from glipv2_jax.checkpoint import load_params, read_about
 from glipv2_jax.detection.anchors import STRIDES, anchors, level_shapes, level_sizes
 from glipv2_jax.detection.boxes import iou_matrix
@@ -148,9 +148,12 @@ class Detector:
     Args:
       model: GLIPv2 module. params: its parameters. tokenizer: input_pipeline Tokenizer, literal: users may type anything.
       settings: `config.eval`. max_tokens: longest prompt.
+    Attributes:
+      class_names: of a checkpoint without text encoder, the one list that it knows, see `encoded_words`; else None.
     """
 
     def __init__(self, model, params, tokenizer, settings, max_tokens=256):
+        self.class_names = None
         self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
         self.settings = settings
         # One device: a program that shares a machine should not take all of it, and batches here are small.
@@ -189,8 +192,15 @@ class Detector:
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
                                 parameter_shapes(config))
-        return cls(GLIPv2(config, jnp.dtype(dtype)), load_params(directory, abstract, ema=ema), tokenizer, settings,
-                   data["max_tokens"])
+        kept = encoded_words.read(directory)
+        if kept:
+            abstract = {part: tree for part, tree in abstract.items() if part not in encoded_words.REPLACED}
+        detector = cls(GLIPv2(config, jnp.dtype(dtype)), load_params(directory, abstract, ema=ema), tokenizer, settings,
+                       data["max_tokens"])
+        if kept:
+            detector.class_names = kept[0]
+            detector._text.update({(caption, words.shape[1]): jnp.asarray(words, dtype) for caption, words in kept[1].items()})
+        return detector
 
     def detect(self, images, class_names, *, threshold=0.5, classes_per_prompt=None, max_detections=100, orders=1,
                batch_size=1, exact_canvas=False):
@@ -371,10 +381,18 @@ class Detector:
             result.append(texts)
         return result
 
+    def encode_classes(self, class_names):
+        """dict of prompt → its encoded words [1, T, D], of a list of class names."""
+        return {caption: self._words(caption, encoding)
+                for (caption, encoding, _, _), in self._class_prompts(class_names, None, 1)}
+
     def _words(self, caption, encoding):
         """Encoded words of a text [1, T, D]: remembered, since the same prompt meets many images."""
         key = caption, len(encoding.ids)
         if key not in self._text:
+            if self.class_names is not None:
+                raise ValueError(f"found the text {caption!r}, but this checkpoint has no text encoder: it knows the class list "
+                                 f"{self.class_names} alone, whole and in this order")
             self._text[key] = self._predictor.encode_text(encoding.ids[None], encoding.mask[None])
             if len(self._text) > TEXTS_KEPT:
                 self._text.popitem(last=False)

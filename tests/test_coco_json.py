@@ -86,8 +86,32 @@ def test_words_around_a_class_name_reach_training_and_evaluation(folder):
         ids = read(0, 0)["token_ids"].tolist()
         start = ids.index(phrase[0])
         assert len(phrase) == 7 and ids[start:start + 7] == phrase
-    with pytest.raises(ValueError, match="found {'sufix': 'x'}, expected a text, or texts under prefix, name, suffix, synonym and definition"):
+    with pytest.raises(ValueError, match="found {'sufix': 'x'}, expected a text, or texts under prefix, name, suffix, synonym"):
         opened(folder, content(), class_names={"RBC": {"sufix": "x"}})
+
+
+def test_knowledge_of_a_class_reaches_training_prompts(folder):
+    """Every prompt takes one of the wordings; a class without a definition keeps its name."""
+    source = opened(folder, content(), class_names={"RBC": {"definition": "a round red cell", "prefix": "one "}})
+    assert source.class_about == ({"synonym": "", "definition": ""}, {"synonym": "", "definition": "a round red cell"})
+    wordings = ("{name}", "{name} , {definition}")
+    assert prompts.wordings_of(source, ()) == prompts.wordings_of(source, ("{name}",)) == [list(source.phrases)]
+    captions = [prompts.detection_prompt(names)[0] for names in prompts.wordings_of(source, wordings)]
+    assert captions == ["WBC. one RBC", "WBC. one RBC , a round red cell"]
+    tokenizer = Tokenizer()
+    options = {"batch_size": 1, "canvases": [(64, 64)], "augment": "resize(64, 64)", "max_boxes": 8, "num_negatives": None,
+               "class_table": ClassTable.from_sources([source]), "tokenizer": tokenizer, "wordings": wordings}
+    read = pipeline.train_reader([source], [1.0], seed=0, max_tokens=32, **options)
+    examples = [read(step, 0) for step in range(12)]
+    found = {tuple(example["token_ids"].tolist()) for example in examples}
+    assert found == {tuple(tokenizer.encode(caption, 32).ids.tolist()) for caption in captions}
+    rbc = tokenizer.encode("RBC", 8).ids[1:-1].tolist()
+    for example in examples:                     # the definition names nothing
+        for box in np.flatnonzero(example["box_mask"]):
+            words = example["token_ids"][example["positive_map"][box]].tolist()
+            assert words in (rbc, tokenizer.encode("WBC", 8).ids[1:-1].tolist())
+    with pytest.raises(ValueError, match="expected at most 9"):
+        pipeline.train_reader([source], [1.0], seed=0, max_tokens=9, **options)
 
 
 @pytest.mark.parametrize("annotation, message", [

@@ -13,10 +13,13 @@ def main(argv=None):
     args = _parser().parse_args(argv)
     from glipv2_jax.convert import convert, report, slim  # late: --help should not wait for jax's helpers
     try:
+        if args.words and args.to != "slim":
+            raise ValueError(f"--words: found --to={args.to}, expected --to=slim")
         if args.to:
             _check_export(args)
             if args.to == "slim":
-                params = slim.slim(args.inputs[0], args.output, ema=args.ema)
+                words = [name.strip() for name in args.words.split(".") if name.strip()] if args.words else None
+                params = slim.slim(args.inputs[0], args.output, ema=args.ema, words=words)
                 print(f"{args.output}: {sum(x.size for x in params.values()) / 1e6:.1f} M parameters in bfloat16")
             else:
                 state = convert.export(args.inputs[0], args.output, args.to, ema=args.ema)
@@ -46,6 +49,8 @@ def _parser():
     parser.add_argument("--to", choices=("torch", "safetensors", "slim"), help="from a folder of this project: "
                         "the reference's layout as one of these files, or a slim folder for prediction: bfloat16, no "
                         "optimizer")
+    parser.add_argument("--words", help="with --to=slim: \"a cat. a dog.\", the only class list to know; its encoded words take "
+                        "the place of the text encoder")
     parser.add_argument("--ema", action="store_true", help="take the averaged weights, not the last ones")
     parser.add_argument("--report", action="store_true", help="print what became of every weight")
     parser.add_argument("--overrides", default="", help="JSON, or a file of it: other fields of the model")

@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from glipv2_jax import encoded_words
 from glipv2_jax.checkpoint import Checkpoints, load_params, read_about
 from glipv2_jax.models.config import config_from_dict
 from glipv2_jax.models.describe import parameter_shapes
+from glipv2_jax.predict import Detector
 from glipv2_jax.train_state import TrainState
 
 
-def slim(directory, output, *, ema=False):
+def slim(directory, output, *, ema=False, words=None):
     """Writes a workdir that holds parameters in bfloat16, without optimizer, averages and the head of masked words.
 
     `Detector`, `init_from` and everything else that reads a workdir read it; parameters come back as float32.
@@ -22,8 +24,10 @@ def slim(directory, output, *, ema=False):
       directory: a workdir, of training or of `convert`.
       output: folder; must not hold checkpoints yet.
       ema: take the averaged parameters.
+      words: class names; they are encoded, and kept in the place of text encoder and tuned prompt: `Detector` alone reads
+        the result, and knows this one list.
     Returns: dict of path → array, as written.
-    Raises: FileNotFoundError without a checkpoint; ValueError for an output that is in use.
+    Raises: FileNotFoundError without a checkpoint; ValueError for an output that is in use, or words without a letter.
     """
     directory, output = pathlib.Path(directory), pathlib.Path(output)
     if (output / "checkpoints").exists():
@@ -34,12 +38,15 @@ def slim(directory, output, *, ema=False):
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
                             parameter_shapes(config))
     params = dict(load_params(directory, abstract, ema=ema))
-    params.pop("mlm", None)
+    for part in ("mlm", *(encoded_words.REPLACED if words is not None else ())):
+        params.pop(part, None)
     params = jax.tree.map(lambda x: np.asarray(x.astype(jnp.bfloat16)), params)
     config = dataclasses.replace(config, mlm_head=False)
     run["model"]["overrides"] = run["model"]["overrides"] | {"mlm_head": False}
 
     output.mkdir(parents=True, exist_ok=True)
+    if words is not None:
+        encoded_words.write(output, Detector.from_pretrained(directory, ema=ema), words)
     checkpoints = Checkpoints(output)
     checkpoints.save(TrainState(np.int32(about["next_step"]), params, (), None, np.float32(0)), run, dataclasses.asdict(config))
     checkpoints.close()

@@ -45,6 +45,8 @@ def main(argv=None):
 
 def _checked(args, detector):
     """((H, W), T). Raises: ValueError for what cannot work."""
+    if detector.class_names is not None:
+        raise ValueError(f"{args.checkpoint}: found encoded words in the place of a text encoder, expected a whole checkpoint")
     try:
         canvas = tuple(map(int, args.canvas.split("x"))) if args.canvas else tuple(detector.settings.canvases[0])
         height, width = canvas
