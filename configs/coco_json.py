@@ -8,6 +8,8 @@
 on from a quickstart with --config.init_from=runs/quickstart. `configs/coco_json.py:full` is GLIPv2-T at the paper's
 size, for an accelerator.
 
+`glipv2 finetune` is the whole of this as one command: the recipe, several seeds, scores before and after (docs/finetune.md).
+
 Few-shot, as the reference fine-tunes on ODinW (its batch: 4): three images of each class, four times in an epoch, scored
 after every epoch; the rate falls when the AP stays, eight evaluations below the best end the run, the best is kept in
 runs/mine/best:

@@ -109,7 +109,8 @@ def train_options(config, specs, sources, tokenizer):
     return {"sources": sources, "weights": mixture_weights(specs, sources), "seed": config.seed,
             "batch_size": config.train.batch_size, "canvases": [tuple(canvas) for canvas in d.canvases],
             "augment": d.augment, "max_tokens": d.max_tokens, "max_boxes": d.max_boxes,
-            "num_negatives": [None if n < 0 else n for n in (spec.get("num_negatives", d.num_negatives) for spec in specs)],
+            "num_negatives": [None if count < 0 else count
+                              for count in (spec.get("num_negatives", d.num_negatives) for spec in specs)],
             "wordings": tuple(d.wordings), "mlm_on_detection": d.mlm_on_detection, "class_table": ClassTable.from_sources(sources),
             "tokenizer": tokenizer, "packing": Packing(d.packed_captions, d.unpacked_probability)}
 

@@ -351,6 +351,19 @@ def test_all_classes_in_order(train, tokenizer):
         train([Detection()], num_negatives=None, max_tokens=8)
 
 
+def test_negatives_are_drawn_as_each_source_says(train, tokenizer):
+    """One source writes all classes in order, the other its present ones alone."""
+    expected = tokenizer.encode("zebra. hot dog. cat. cow", TOKENS)
+    batches = take(train([Detection(), Detection()], num_negatives=[None, 0]), 8)
+    for source, ids, mask in ((s, i, m) for b in batches for s, i, m in zip(b["source"], b["token_ids"], b["token_mask"])):
+        if source == 0:
+            np.testing.assert_array_equal(ids, expected.ids)
+        else:
+            assert mask.sum() < expected.num_tokens
+    with pytest.raises(ValueError):
+        train([Detection()], num_negatives=[None, 0])
+
+
 def test_images_without_usable_boxes_stay(train):
     boxes = np.array([[1, 1, 20, 20], [5, 5, 5, 9], [70, 5, 90, 20]], np.float32)
     source = One(boxes=boxes, classes=np.zeros(3, np.int32), is_crowd=np.array([True, False, False]))

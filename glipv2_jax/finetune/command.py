@@ -14,8 +14,6 @@ from glipv2_jax.weights import BUILT_IN
 
 _USAGE = """glipv2 finetune --data=FOLDER --output=DIR [--checkpoint=DIR] [--mode=…] [--shots=…] [--config.a.b=value …]
        glipv2 finetune --data=train.json --images=train/ --val=val.json --val_images=val/ --output=DIR …"""
-_COLUMNS = {"val/AP": "AP, val", "test/AP": "AP, test", "test/AP50": "AP50, test", "heldout/AP": "AP, held-out",
-            "heldout/AP50": "AP50, held-out"}
 
 
 def main(argv=None):
@@ -85,19 +83,23 @@ def replace_field(config, field, text):
 
 
 def print_report(report):
-    """Scores in percent: as the checkpoint is, of each seed, and over seeds."""
-    columns = {key: title for key, title in _COLUMNS.items() if key in report["zero_shot"]}
+    """Scores in percent: as the checkpoint is, of each seed, and over seeds. The report has all of them."""
+    before = report["zero_shot"]
+    others = [key for key in before if key.startswith("heldout/")]
+    columns = ["val/AP", "test/AP", "test/AP50", *(["heldout/AP50"] if "heldout/AP50" in others else others[:1])]
     shots = f"{report['shots']} shots" if report["shots"] else "all images"
-    table = Table("", "images", "steps", "best", *columns.values(), title=f"{report['mode']}, {shots}", title_style="")
+    table = Table("", "best step", *(key.replace("/", " ").replace("heldout", "held-out") for key in columns),
+                  title=f"{report['mode']}, {shots}, percent", title_style="")
 
-    def row(name, scores, *about):
-        table.add_row(name, *map(str, about), *(f"{100 * scores[key]:.1f}" if scores.get(key) is not None else "" for key in columns))
-    row("zero-shot", report["zero_shot"], "", "", "")
+    def row(name, step, scores):
+        table.add_row(name, step, *(f"{100 * scores[key]:.1f}" if key in scores else "" for key in columns))
+    row("zero-shot", "", before)
     for found in report["runs"]:
-        row(f"seed {found['seed']}", found["scores"], found["images"], found["steps"], found["best_step"])
+        row(f"seed {found['seed']}", f"{found['best_step']} of {found['steps']}", found["scores"])
     if len(report["runs"]) > 1:
         table.add_section()
-        table.add_row("mean ± std", "", "", "", *(f"{100 * report['mean'][key]:.1f} ± {100 * report['std'][key]:.1f}" for key in columns))
+        table.add_row("mean ± std", "", *(f"{100 * report['mean'][key]:.1f} ± {100 * report['std'][key]:.1f}"
+                                          if key in report["mean"] else "" for key in columns))
     Console().print(table)
 
 
@@ -125,7 +127,7 @@ def _arguments(argv):
     parser = argparse.ArgumentParser("glipv2 finetune", usage=_USAGE, allow_abbrev=False,
                                      description=__doc__.split(": ", 1)[1],
                                      epilog="--config.a.b=value replaces a field of the run's config, see configs/common.py.")
-    parser.add_argument("--checkpoint", help="folder that training or glipv2 convert wrote; else the small weights of the package")
+    parser.add_argument("--checkpoint", help="folder that training or glipv2 convert wrote; else the weights of the package")
     parser.add_argument("--data", required=True, help="folder of a set of ODinW, or a COCO file")
     parser.add_argument("--images", help="of a COCO file: the folder of its images")
     parser.add_argument("--val", help="COCO file that the best state is chosen on")
@@ -140,7 +142,8 @@ def _arguments(argv):
     parser.add_argument("--size", help="short and longest side of images, pixels; else the checkpoint's")
     parser.add_argument("--rehearsal", type=float, default=0.0, metavar="SHARE",
                         help="share of the images that come from what the checkpoint was trained on")
-    parser.add_argument("--heldout", help="COCO file to measure forgetting on, or none; else what the checkpoint was scored on first")
+    parser.add_argument("--heldout", help="COCO file to measure forgetting on, or none; else what the checkpoint was first scored "
+                        "on")
     parser.add_argument("--heldout_images", help="the folder of its images")
     parser.add_argument("--output", required=True, help="folder of runs and report; the same one goes on after a stop")
     args, unknown = parser.parse_known_args(argv)
