@@ -69,7 +69,8 @@ def test_a_prompt_is_tuned_and_nothing_else(tuned, checkpoint):
     for place in ("zero_shot", "seed_3/after"):
         for part in ("", "val", "heldout"):
             assert (output / place / part / "detections.json").exists(), (place, part)
-    assert Image.open(output / "curve.png").size == (900, 560)
+    with Image.open(output / "curve.png") as curve:
+        assert curve.size == (900, 560)
     before, after = _params(checkpoint), _params(output / "seed_3" / "best")
     prompt = after.pop("prompt")
     assert prompt.any() and prompt.shape[0] == 64
