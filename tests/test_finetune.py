@@ -229,8 +229,8 @@ def test_a_curve_lies_where_its_scores_are():
     picture = np.asarray(draw_curves({"a": [(0, 0.0), (10, 0.5)], "b": [(0, 0.0)]}, "title", "steps"))
     red = (np.abs(picture.astype(int) - (255, 59, 92)).sum(-1) < 30)
     lower = np.argwhere(red[:, 80:90])
-    upper = np.argwhere(red[:, 840:880])
-    assert lower[:, 0].min() > 480 and upper[:, 0].min() < 80, "from the origin to the upper right"
+    upper = np.argwhere(red[:, 800:825])
+    assert lower[:, 0].min() > 460 and upper[:, 0].min() < 80, "from the origin to the upper right"
     draw_curves({"zero": [(0, 0.0)]}, "", "")
 
 

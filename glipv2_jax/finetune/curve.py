@@ -5,7 +5,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from glipv2_jax.draw import phrase_colors
 
-_SIZE, _MARGIN = (900, 560), (80, 60, 30, 70)         # left, top, right, bottom
+_SIZE, _MARGIN = (900, 560), (80, 60, 60, 70)         # left, top, right without the names, bottom
 _INK, _PALE = (24, 26, 30), (222, 224, 228)
 
 
@@ -19,7 +19,8 @@ def draw_curves(curves, title, horizontal):
     """
     picture = Image.new("RGB", _SIZE, "white")
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=16)
-    left, top, right, bottom = _MARGIN[0], _MARGIN[1], _SIZE[0] - _MARGIN[2], _SIZE[1] - _MARGIN[3]
+    names = math.ceil(max(font.getlength(name) for name in curves))       # to the right of the lines, over none of them
+    left, top, right, bottom = _MARGIN[0], _MARGIN[1], _SIZE[0] - _MARGIN[2] - names, _SIZE[1] - _MARGIN[3]
     points = [point for curve in curves.values() for point in curve]
     x_tick = _tick(max(step for step, _ in points) or 1)
     y_tick = _tick(max(100 * score for _, score in points) or 1)
@@ -44,8 +45,8 @@ def draw_curves(curves, title, horizontal):
         pen.line(line, color, 3, joint="curve")
         for x, y in line:
             pen.ellipse((x - 3, y - 3, x + 3, y + 3), color)
-        pen.rectangle((left + 16, top + 8 + 24 * row, left + 30, top + 22 + 24 * row), color)
-        pen.text((left + 38, top + 15 + 24 * row), name, _INK, font, anchor="lm")
+        pen.rectangle((right + 20, top + 8 + 24 * row, right + 34, top + 22 + 24 * row), color)
+        pen.text((right + 42, top + 15 + 24 * row), name, _INK, font, anchor="lm")
     return picture
 
 
