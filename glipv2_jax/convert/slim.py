@@ -38,11 +38,12 @@ def slim(directory, output, *, ema=False, words=None):
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
                             parameter_shapes(config))
     params = dict(load_params(directory, abstract, ema=ema))
+    left_out = {"mlm_head": False} | ({"prompt_tokens": 0} if words is not None else {})
     for part in ("mlm", *(encoded_words.REPLACED if words is not None else ())):
         params.pop(part, None)
     params = jax.tree.map(lambda x: np.asarray(x.astype(jnp.bfloat16)), params)
-    config = dataclasses.replace(config, mlm_head=False)
-    run["model"]["overrides"] = run["model"]["overrides"] | {"mlm_head": False}
+    config = dataclasses.replace(config, **left_out)
+    run["model"]["overrides"] = run["model"]["overrides"] | left_out
 
     output.mkdir(parents=True, exist_ok=True)
     if words is not None:

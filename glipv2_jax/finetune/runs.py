@@ -108,12 +108,19 @@ def _claim(output, settings):
     """Writes down what the folder is for. Raises: ValueError where it is for something else."""
     path = output / "finetune.json"
     if path.exists():
-        changed = list(changed_fields(json.loads(path.read_text(encoding="utf-8")), settings, "settings"))
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        changed = list(changed_fields(stored, _known(settings, stored), "settings"))
         if changed:
             raise ValueError(f"{output}: holds a fine-tuning with other settings, expected the same ones or a new folder:\n  "
                              + "\n  ".join(changed[:10]))
     elif jax.process_index() == 0:
         write_whole(path, json.dumps(settings, indent=1) + "\n")
+
+
+def _known(settings, stored):
+    """The settings without those that the stored ones have no field for: a newer version has added them."""
+    return {key: _known(value, stored[key]) if isinstance(value, dict) and isinstance(stored[key], dict) else value
+            for key, value in settings.items() if key in stored}
 
 
 def _over_seeds(runs):
