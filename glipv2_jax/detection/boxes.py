@@ -4,7 +4,7 @@ Boxes are `xyxy` pixels. The reference counts pixels, not lengths: a box that st
 pixel is one pixel wide, so width = x2 − x1 + 1. That legacy convention is `PIXEL`, and every function that
 uses it says so. GIoU is the one place where the reference measures plain lengths.
 
-Source: GLIP `structures/boxlist_ops.py`, `structures/bounding_box.py`, `modeling/rpn/loss.py`.
+Source: GLIP `structures/boxlist_ops.py`, `structures/bounding_box.py`, `modeling/rpn/loss.py`, `modeling/poolers.py`.
 """
 import jax.numpy as jnp
 
@@ -73,3 +73,16 @@ def clip(boxes, image_size):
     height, width = image_size[..., None, 0], image_size[..., None, 1]
     limit = jnp.stack([width, height, width, height], axis=-1) - PIXEL
     return jnp.clip(boxes, 0, limit)
+
+
+def pyramid_level(boxes, first, last):
+    """Number of the pyramid level that a box is read from: a box of 224 × 224 pixels belongs to P4, legacy +1.
+
+    Args:
+      boxes: [..., 4] xyxy. first, last: lowest and highest level there are, strides 2^first … 2^last.
+    Returns: [...] int32 in first … last.
+    Source: FPN (arXiv 1612.03144), equation 1.
+    """
+    side = jnp.sqrt(jnp.maximum(areas(boxes), 0))
+    level = jnp.floor(4 + jnp.log2(side / 224 + 1e-6))
+    return jnp.clip(level, first, last).astype(jnp.int32)
