@@ -21,7 +21,7 @@ def parameter_of(key, fusion=True):
       key: state_dict key, with or without a leading "module.".
       fusion: whether the model fuses (the tower's indices then run over three kinds of layers).
     Returns: (path, kind, element): path "a/b/c" in the parameter tree; kind how the array is laid out there,
-      one of same, dense, conv, conv1x1, element; element the index for kind "element". None for a recomputed
+      one of same, dense, conv, conv1x1, deconv, element; element the index for kind "element". None for a recomputed
       buffer.
     Raises: KeyError for a key with no place.
     """
@@ -72,6 +72,8 @@ def to_parameter(array, kind):
         return array.T
     if kind == "conv1x1":
         return array[:, :, 0, 0].T
+    if kind == "deconv":        # [in, out, 2, 2] → [in, 2 × 2 × out]
+        return array.transpose(0, 2, 3, 1).reshape(len(array), -1)
     return array
 
 
@@ -83,6 +85,8 @@ def to_reference(array, kind):
         return array.T
     if kind == "conv1x1":
         return array.T[:, :, None, None]
+    if kind == "deconv":
+        return array.reshape(len(array), 2, 2, -1).transpose(0, 3, 1, 2)
     return array
 
 
@@ -147,7 +151,7 @@ def place(shapes, expected, fusion=True):
 
 def _shape_here(shape, kind):
     """Shape after `to_parameter`; where the layout does not fit, the shape itself: unequal."""
-    dims = {"conv": (4,), "conv1x1": (4,), "dense": (2, 4)}.get(kind)
+    dims = {"conv": (4,), "conv1x1": (4,), "deconv": (4,), "dense": (2, 4)}.get(kind)
     if dims and len(shape) not in dims or kind == "conv1x1" and tuple(shape[2:]) != (1, 1):
         return tuple(shape)
     # a stand-in that has the shape and no memory

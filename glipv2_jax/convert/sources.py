@@ -47,7 +47,7 @@ _ZERO = re.compile(r"rpn\.tunable_linear\.weight$")
 
 # Parameters that a file of this kind need not hold. Each group that the pattern matches is whole or absent.
 FRESH = {
-    "glip": re.compile(r"(mlm|contrastive|localization/class_logits)/"),
+    "glip": re.compile(r"(mlm|contrastive|mask_head|localization/class_logits)/"),
     "bert": re.compile(r"(?!text_encoder/)[^/]+/"),
     "swin": re.compile(r"(?!image_encoder/)[^/]+/|image_encoder/norm\d/"),
 }

@@ -22,7 +22,7 @@ class Line(NamedTuple):
     key_template: str
     path: re.Pattern
     path_template: str
-    kind: str                 # how the array is laid out here: same, dense, conv, conv1x1 or element
+    kind: str                 # how the array is laid out here: same, dense, conv, conv1x1, deconv or element
     text: str | None          # only in models with this text encoder, "bert" or "clip"
     fields: dict
 
@@ -30,6 +30,8 @@ class Line(NamedTuple):
 _NUMBER = r"0|[1-9]\d{0,5}"
 _SAME = _Field(_NUMBER, _NUMBER, str, str)
 _BRANCHES = {"0": "coarser", "1": "same", "2": "finer"}
+_UNITS = {"up1": "skip", "low1": "down", "low2": "inner", "low3": "up"}       # of an hourglass
+_DEPTHS = range(4)                                                           # of hourglasses within hourglasses
 
 
 def _tower(place, step):
@@ -44,8 +46,9 @@ def _fields(fusion):
     """Fields of a model. With fusion, a block is three entries of the tower: fusion, text layer, DyConv."""
     fields = {name: _SAME for name in ("stage", "block", "n", "layer")}
     fields["level"] = _Field(r"[234]", r"[345]", lambda k: str(int(k) + 1), lambda p: str(int(p) - 1))
-    fields["branch"] = _Field(r"[012]", "|".join(_BRANCHES.values()), _BRANCHES.get,
-                              {name: index for index, name in _BRANCHES.items()}.get)
+    for name, ours in (("branch", _BRANCHES), ("unit", _UNITS)):
+        fields[name] = _Field("|".join(ours), "|".join(ours.values()), ours.get, {value: key for key, value in ours.items()}.get)
+    fields["from1"] = _Field(r"[1-9]\d{0,5}", _NUMBER, lambda n: str(int(n) - 1), lambda n: str(int(n) + 1))
     fields["element"] = _SAME
     fields["conv"] = _tower(2, 3) if fusion else _tower(0, 1)
     if fusion:
@@ -56,6 +59,7 @@ def _fields(fusion):
 # Last part of a key → (last part of the path, layout). What starts with "_" is joined without a slash.
 _DENSE = {".weight": ("/kernel", "dense"), ".bias": ("/bias", "same")}
 _CONV = {".weight": ("/kernel", "conv"), ".bias": ("/bias", "same")}
+_DECONV = {".weight": ("/dense/kernel", "deconv"), ".bias": ("/bias", "same")}
 _CONV_AS_DENSE = {".weight": ("/kernel", "conv1x1"), ".bias": ("/bias", "same")}
 _NORM = {".weight": ("/scale", "same"), ".bias": ("/bias", "same")}
 _EMBED = {".weight": ("/embedding", "same")}
@@ -99,6 +103,13 @@ _FUSION = [
 IMAGE, TEXT = "backbone.body.", "language_backbone.body."
 BERT, _HEAD, _LOSS = TEXT + "model.", "rpn.head.", "rpn.loss_evaluator."
 _TOWER = _HEAD + "dyhead_tower."
+_MASK_FEATURES, _MASK = "roi_heads.mask.feature_extractor.", "roi_heads.mask.predictor."
+
+
+def _conv_norm(key, path):
+    """A convolution under its own name, or with GroupNorm as the first of two."""
+    return [(key, path + "/conv", _CONV), (key + ".0", path + "/unbiased_conv", {".weight": _CONV[".weight"]}),
+            (key + ".1", path + "/norm", _NORM)]
 
 
 def _rows(fusion):
@@ -147,6 +158,14 @@ def _rows(fusion):
         (_LOSS + "shallow_log_scale", "contrastive/log_scale", _VALUE),
         (_LOSS + "shallow_contrastive_projection_image", "contrastive/image", _DENSE),
         (_LOSS + "shallow_contrastive_projection_text", "contrastive/text", _DENSE),
+        *_conv_norm(_MASK_FEATURES + "mask_fcn{from1}", "mask_head/features/block{from1}"),
+        *(row for depth in _DEPTHS for row in _conv_norm(
+            _MASK_FEATURES + "mask_hg{from1}." + "low2." * depth + "{unit}.conv{n}",
+            "mask_head/features/hourglass{from1}/" + "inner/" * depth + "{unit}/conv{n}")),
+        (_MASK + "conv5_mask", "mask_head/upsample", _DECONV),
+        (_MASK + "mask_fcn_logits", "mask_head/logits", _CONV_AS_DENSE),
+        (_MASK + "dot_product_projection_text", "mask_head/text_projection", _DENSE),
+        *((_MASK + name, f"mask_head/{name}", _VALUE) for name in ("log_scale", "bias_lang")),
     ]
     if fusion:
         rows += [(_TOWER + "{fuse}.b_attn." + key, "fusion_{fuse}" + path, leaves)

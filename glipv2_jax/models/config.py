@@ -33,6 +33,35 @@ class TextEncoderConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MaskHeadConfig:
+    """Masks inside boxes. GLIPv2: hourglasses; how many and how large the paper does not say, the reference's code has these."""
+    kind: str = ""                    # "": no mask head; "hourglass" or "conv": what lies between pooling and masks
+    num_blocks: int = 4
+    depth: int = 1                    # halvings within an hourglass
+    dilation: int = 1                 # of "conv"
+    group_norm: bool = False
+    pool_size: int = 14               # cells of a box along each axis; masks have twice as many: 14 gives 28, 28 gives 56
+    sampling_ratio: int = 2           # samples of a cell along each axis; 0: adaptive
+    num_levels: int = 3               # P3 … that boxes are read from
+    fused: bool = True                # from the fusion tower; False: from the pyramid before it
+    class_agnostic: bool = False      # masks of objects, whatever the words say
+
+    @property
+    def resolution(self):
+        """Pixels of a mask along each axis."""
+        return 2 * self.pool_size
+
+    def __post_init__(self):
+        if self.kind not in ("", "hourglass", "conv"):
+            raise ValueError(f"model.mask_head.kind: found {self.kind!r}, expected '', 'hourglass' or 'conv'")
+        if self.kind == "hourglass" and (self.depth < 1 or self.pool_size % 2**self.depth):
+            raise ValueError(f"model.mask_head: found depth {self.depth} and pool_size {self.pool_size}, expected a depth of 1 at "
+                             "least and a pool_size that halves as often")
+        if not 1 <= self.num_levels <= 5 or min(self.num_blocks, self.sampling_ratio) < 0 or self.pool_size < 1:
+            raise ValueError(f"model.mask_head: found {self}, expected 1 to 5 levels and no negative number")
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Everything that fixes the parameter tree and the forward pass."""
     image_encoder: ImageEncoderConfig = ImageEncoderConfig()
@@ -51,6 +80,7 @@ class ModelConfig:
     mlm_head: bool = False
     contrastive_dim: int = 0          # width of the inter-image projections; 0: none
     prompt_tokens: int = 0            # rows of the tuned prompt, the longest text that it can be added to; 0: none
+    mask_head: MaskHeadConfig = MaskHeadConfig()
     # Of each block in the backward pass: "" keeps all activations, "nothing" computes them again from its inputs, else the name of
     # a jax.checkpoint policy, e.g. "dots_with_no_batch_dims_saveable".
     remat: str = ""

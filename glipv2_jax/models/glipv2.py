@@ -15,6 +15,7 @@ from glipv2_jax.models.fpn import FPN
 from glipv2_jax.models.fusion import Fusion
 from glipv2_jax.models.heads import ContrastiveHead, GroundingHead, LocalizationHead, MLMHead
 from glipv2_jax.models.layers import TORCH_DEFAULT, named, rematerialised
+from glipv2_jax.models.mask_head import MaskHead
 from glipv2_jax.models.swin import Swin
 from glipv2_jax.sharding import constrain_batch
 
@@ -36,6 +37,7 @@ class Outputs:
     text_embeddings: jax.Array | None              # [B, T, E] unit vectors, un-fused
     contrastive_log_scale: jax.Array | None        # scalar
     mlm_logits: jax.Array | None                   # [B, M, V] at the asked positions
+    mask_inputs: tuple | None                      # (levels, words) for `segment`, where there is a mask head
 
 
 def normalize_image(image, image_size):
@@ -94,6 +96,8 @@ class GLIPv2(nn.Module):
             self.contrastive = ContrastiveHead(c.contrastive_dim, dtype)
         if c.prompt_tokens:
             self.prompt = self.param("prompt", named(nn.initializers.zeros, (None, "embed")), (c.prompt_tokens, text.width))
+        if c.mask_head.kind:
+            self.mask_head = MaskHead(c.mask_head, dtype)
 
     def __call__(self, image, image_size, token_ids, token_mask, mlm_positions=None, train=False):
         levels = self.encode_image(image, image_size, train)
@@ -133,7 +137,7 @@ class GLIPv2(nn.Module):
         if c.contrastive_dim:
             # Before fusion: fused features have seen their partner and would give the pairing away.
             embeddings = self.contrastive(regions, words)
-        shapes = [x.shape for x in levels]
+        shapes, unfused = [x.shape for x in levels], levels
         for i in range(c.num_blocks):
             if c.fusion:
                 regions, words = constrain_batch(self.fusion[i](_flatten(levels), words, token_mask, train))
@@ -148,8 +152,23 @@ class GLIPv2(nn.Module):
             mlm_logits = self.mlm(jnp.take_along_axis(words, mlm_positions[..., None], axis=1))
         elif c.mlm_head and self.is_initializing():
             self.mlm(words[:, :1])
+        mask_inputs = None
+        if c.mask_head.kind:
+            mask_inputs = levels if c.mask_head.fused else unfused, words
+            if self.is_initializing():
+                self.segment(mask_inputs, jnp.zeros((1, 1, 4)), jnp.ones((1, 1), bool), jnp.ones((1, 1, words.shape[1]), bool))
         return Outputs(deltas, centerness, self.grounding(_flatten(levels), words), class_logits, *embeddings,
-                       mlm_logits)
+                       mlm_logits, mask_inputs)
+
+    def segment(self, mask_inputs, boxes, box_mask, tokens):
+        """Masks inside boxes.
+
+        Args:
+          mask_inputs: of Outputs.
+          boxes: [B, K, 4] xyxy pixels of the canvas. box_mask: [B, K] bool. tokens: [B, K, T] bool, the words of each box.
+        Returns: logits [B, K, M, M] float32, M = `config.mask_head.resolution`.
+        """
+        return constrain_batch(self.mask_head(*mask_inputs, boxes, box_mask, tokens))
 
     def embed(self, levels, words):
         """Un-fused features → unit vectors for the inter-image comparison: regions [B, A, E], words [B, T, E]."""

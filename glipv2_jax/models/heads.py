@@ -45,16 +45,26 @@ class GroundingHead(nn.Module):
 
     @nn.compact
     def __call__(self, regions, words):
-        bias_lang = self.param("bias_lang", named(nn.initializers.zeros, ("embed",)), (words.shape[-1],))
         bias0 = self.param("bias0", named(nn.initializers.constant(PRIOR_BIAS), (None,)), (1,))
-        log_scale = self.param("log_scale", named(nn.initializers.zeros, (None,)), (1,))
-        words = normalize(words)
-        # Only the projection sees the halved embedding; the bias is neither halved nor divided by the temperature.
-        projection = Dense(regions.shape[-1], dtype=self.dtype, kernel_init=TORCH_DEFAULT, name="text_projection")
-        projected = projection((words / 2).astype(self.dtype))
-        logits = einsum_float32("bac,btc->bat", regions, projected)
-        logits = logits / jnp.exp(log_scale) + (words @ bias_lang + bias0)[:, None]
-        return jnp.clip(logits, -CLAMP, CLAMP)
+        directions, bias, log_scale = word_directions(self, words, regions.shape[-1], self.dtype)
+        logits = einsum_float32("bac,btc->bat", regions, directions) / jnp.exp(log_scale)
+        return jnp.clip(logits + (bias + bias0)[:, None], -CLAMP, CLAMP)
+
+
+def word_directions(module, words, channels, dtype):
+    """What a head compares visual features with: logit = feature · direction / exp(log_scale) + bias.
+
+    Args:
+      module: the head, inside its compact call; it gets the parameters `text_projection`, `bias_lang` and `log_scale`.
+      words: [B, T, D]. channels: C, of the features.
+    Returns: directions [B, T, C] of dtype, bias [B, T] float32, log_scale [1].
+    """
+    bias_lang = module.param("bias_lang", named(nn.initializers.zeros, ("embed",)), (words.shape[-1],))
+    log_scale = module.param("log_scale", named(nn.initializers.zeros, (None,)), (1,))
+    words = normalize(words)
+    # Only the projection sees the halved embedding; the bias is neither halved nor divided by the temperature.
+    projection = Dense(channels, dtype=dtype, kernel_init=TORCH_DEFAULT, name="text_projection", parent=module)
+    return projection((words / 2).astype(dtype)), words @ bias_lang, log_scale
 
 
 class MLMHead(nn.Module):
