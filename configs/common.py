@@ -55,6 +55,9 @@ def get_config():
     config.data.augment = "resize((480, 560, 640, 720, 800), 1333)|flip(0.5)"
     config.data.max_tokens = 256
     config.data.max_boxes = 100
+    # Side of the grid on which a batch has each object's mask inside its box; 0: no masks. Twice the mask head's
+    # resolution, so that masks are sharp in boxes that are not quite the true ones.
+    config.data.mask_size = 0
     config.data.num_negatives = 85           # absent class names in a training prompt, at most; -1: always all classes
     config.data.mlm_on_detection = False     # masked words among the present class names of prompts, too
     config.data.packed_captions = 0          # captions of other images around a caption, at most; GLIP-L: 20
@@ -74,8 +77,8 @@ def get_config():
     config.train.max_skipped_steps = 10
     config.train.spike_factor = 0.0          # steps of a loss above so many times its average are left out, too; 0: none
     config.train.ema_decay = 0.999           # of the averaged parameters; 0: none
-    # What trains: "full", "linear" (box, centerness and grounding heads), "prompt" (a tensor that is added to the words) or
-    # "text" (the text encoder); see glipv2_jax/tuning.py. What does not is without dropout.
+    # What trains: "full", "linear" (box, centerness and grounding heads), "prompt" (a tensor that is added to the words),
+    # "text" (the text encoder) or "masks" (the mask head); see glipv2_jax/tuning.py. What does not is without dropout.
     # model.overrides.image_encoder.frozen_stages = 2 freezes the image encoder's first stage, in any mode.
     config.train.tune = "full"
     # Regular expressions of further parameter paths to leave alone. Differs from GLIP: their dropout and drop path stay on.
@@ -113,8 +116,10 @@ def get_config():
     config.loss.mlm_rate = 0.15              # 0: no masked language modelling
     config.loss.mlm_positions = 64           # most words of a text that are scored
     config.loss.contrastive_regions = 100    # regions of an image in the inter-image loss; 0: off
+    config.loss.mask_boxes = 64              # boxes of an image in which masks are learned, at most; 0: no masks
+    config.loss.mask_own_boxes = True        # true boxes, and of each object the model's own; False: true ones alone
     config.loss.weights = ml_collections.ConfigDict(
-        {"box": 1.0, "centerness": 1.0, "alignment": 1.0, "inter": 1.0, "mlm": 1.0})
+        {"box": 1.0, "centerness": 1.0, "alignment": 1.0, "inter": 1.0, "mlm": 1.0, "mask": 1.0})
 
     config.eval = ml_collections.ConfigDict()
     config.eval.batch_size = 8
@@ -137,6 +142,7 @@ def get_config():
     config.eval.merge_threshold = 0.6
     config.eval.legacy_width = True          # COCO results with width = x2 − x1 + 1, as the reference; False: x2 − x1
     config.eval.coco_scorer = "pycocotools"  # or "faster": faster-coco-eval, equal numbers
+    config.eval.masks = True                 # of a model with a mask head: masks of all that is found
     config.eval.region_score = 0.5           # least score of a box that belongs to a phrase's region (PhraseCut)
     config.eval.records_per_part = 256       # what a stopped evaluation repeats, at most
     config.eval.ema = False                  # score the averaged parameters

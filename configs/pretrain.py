@@ -82,6 +82,28 @@ def _shrink(config):
     config.train.num_steps, config.train.log_every_steps, config.optimizer.warmup_steps = 4, 1, 1
 
 
+# The truth of masks. LVIS has COCO's images; the phrases of PhraseCut may name several instances.
+MASKS = tuple(spec | {"with_masks": True} for spec in (
+    _detection("coco", "coco/annotations/instances_train2017.json", "coco/train2017"),
+    _detection("lvis", "lvis/lvis_v1_train.json", "coco/train2017"),
+    _grounding("phrasecut", "finetune_phrasecut_train.json", "visual_genome/images", 1.0)))
+
+
+def mask_step(config):
+    """GLIPv2's first step of masks: the head alone, from the weights that `init_from` names.
+
+    The paper has no numbers for it: about twelve passes over the images of COCO, LVIS and PhraseCut, in equal shares;
+    28 × 28 pixels, 56 × 56 with pool_size 28.
+    """
+    config.model.overrides.mask_head = {"kind": "hourglass", "group_norm": True}
+    config.data.train = tuple({**spec, "weight": 1.0} for spec in config.data.train)
+    config.data.mask_size = 56
+    config.data.mlm_on_detection = False
+    config.loss.mlm_rate = 0.0
+    config.train.tune = "masks"
+    return config
+
+
 def second_stage(config):
     """GLIPv2's stage 2: no masked words, from the end of stage 1's schedule."""
     config.loss.mlm_rate = 0.0

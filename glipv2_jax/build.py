@@ -49,13 +49,18 @@ def abstract_params(mesh, model, config):
 
 
 def make_objective(config, model, tokenizer):
-    """The losses that are on. A loss whose head the model lacks is off."""
+    """The losses that are on. A loss whose head the model lacks, or whose truth the data, is off."""
     mlm_rate = config.loss.mlm_rate if model.config.mlm_head else 0.0
     contrastive_regions = config.loss.contrastive_regions if model.config.contrastive_dim else 0
-    off = {name for name, setting in (("mlm", mlm_rate), ("inter", contrastive_regions)) if not setting}
+    mask_boxes = config.loss.mask_boxes if model.config.mask_head.kind and config.data.mask_size else 0
+    if config.train.tune == "masks" and not mask_boxes:
+        raise ValueError(f"train.tune 'masks': found loss.mask_boxes {config.loss.mask_boxes} and data.mask_size "
+                         f"{config.data.mask_size}, expected more than 0")
+    off = {name for name, setting in (("mlm", mlm_rate), ("inter", contrastive_regions), ("mask", mask_boxes)) if not setting}
     weights = tuple((name, weight) for name, weight in config.loss.weights.items() if name not in off)
     return Objective(tokenizer.mask_id, tokenizer.vocab_size, mlm_rate, config.loss.mlm_positions, contrastive_regions,
-                     weights, freeze_patterns(model.config, config.train.tune, config.train.freeze))
+                     weights, mask_boxes, config.loss.mask_own_boxes,
+                     freeze_patterns(model.config, config.train.tune, config.train.freeze))
 
 
 def make_step(config, mesh, tokenizer, model, num_steps):

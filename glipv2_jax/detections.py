@@ -5,7 +5,9 @@ import numpy as np
 
 from glipv2_jax import draw
 from glipv2_jax.detection.boxes import iou_matrix
+from glipv2_jax.detection.masks import PastedMasks
 from glipv2_jax.evaluation.coco_json import detection_rows
+from input_pipeline.masks import encode_mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Detections:
       image: uint8 [H, W, 3], the image itself.
       caption: the grounded text, None for class names.
       spans: with a caption, for each of `names` its list of (begin, end) characters.
-      masks: [K, H, W] bool, or None where the model has no masks.
+      masks: bool [K, H, W], or PastedMasks, a sequence of K bool [H, W] that are pasted when asked for; None where the
+        model has no masks.
     """
     boxes: np.ndarray
     scores: np.ndarray
@@ -29,7 +32,7 @@ class Detections:
     image: np.ndarray = dataclasses.field(repr=False)
     caption: str | None = None
     spans: tuple[tuple[tuple[int, int], ...], ...] | None = None
-    masks: np.ndarray | None = dataclasses.field(default=None, repr=False)
+    masks: np.ndarray | PastedMasks | None = dataclasses.field(default=None, repr=False)
 
     def __len__(self):
         return len(self.scores)
@@ -95,7 +98,8 @@ class Detections:
             raise ImportError("to_supervision needs the package supervision: pip install supervision") from error
         # Its corners are exclusive: the far edge of the last pixel.
         return supervision.Detections(
-            xyxy=self.boxes + np.array([0, 0, 1, 1], np.float32), confidence=self.scores, mask=self.masks,
+            xyxy=self.boxes + np.array([0, 0, 1, 1], np.float32), confidence=self.scores,
+            mask=None if self.masks is None else np.asarray(self.masks),
             class_id=self.labels.astype(int), data={"class_name": np.array(self.phrases, dtype=str)})
 
     def to_odvg(self, filename):
@@ -103,18 +107,20 @@ class Detections:
 
         Args:
           filename: what the record calls the image.
-        Returns: dict, one line of a JSONL file. Its boxes are xyxy with exclusive far corners, in original pixels.
+        Returns: dict, one line of a JSONL file. Its boxes are xyxy with exclusive far corners, in original pixels; where
+          there are masks each has its `segmentation` beside it, COCO's run lengths.
         """
         height, width = self.image.shape[:2]
         record = {"filename": str(filename), "height": height, "width": width}
         boxes = (self.boxes + np.array([0, 0, 1, 1], np.float32)).round(2).tolist()
+        masks = [{}] * len(self) if self.masks is None else [{"segmentation": encode_mask(mask)} for mask in self.masks]
         if self.caption is None:
             record["detection"] = {"instances": [
-                {"bbox": box, "label": int(label), "category": self.names[label], "score": round(float(score), 4)}
-                for box, label, score in zip(boxes, self.labels, self.scores)]}
+                {"bbox": box, "label": int(label), "category": self.names[label], "score": round(float(score), 4)} | mask
+                for box, label, score, mask in zip(boxes, self.labels, self.scores, masks)]}
         else:
             record["grounding"] = {"caption": self.caption, "regions": [
                 {"bbox": box, "phrase": self.names[label], "score": round(float(score), 4),
-                 "tokens_positive": [list(span) for span in self.spans[label]]}
-                for box, label, score in zip(boxes, self.labels, self.scores)]}
+                 "tokens_positive": [list(span) for span in self.spans[label]]} | mask
+                for box, label, score, mask in zip(boxes, self.labels, self.scores, masks)]}
         return record

@@ -15,7 +15,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFilter, ImageFont
 _COLORS = ("#ff3b5c", "#18c0ff", "#ffd000", "#3ddc5b", "#ff7ae0", "#ff8a1f", "#7f6bff", "#00e0c0", "#c6f91f",
            "#d63bff", "#4f8dff", "#ffb3a0")
 _INK, _PAPER = (24, 26, 30), (255, 255, 255)
-_MASK_OPACITY = 0.42
+MASK_OPACITY = 0.42
 
 
 def phrase_colors(phrases):
@@ -180,7 +180,7 @@ class _Canvas:
             core = inside.filter(ImageFilter.BoxBlur(self.line - 1)).point(lambda value: 255 * (value == 255))
             tint.paste(colors[k], mask=inside)
             cover.paste(255, mask=inside)
-            cover.paste(round(255 * _MASK_OPACITY), mask=core)
+            cover.paste(round(255 * MASK_OPACITY), mask=core)
         self.picture.paste(tint, mask=cover)
 
     def tags(self, tags):

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import pathlib
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from glipv2_jax import encoded_words, sharding
 from glipv2_jax.checkpoint import load_params, read_about
 from glipv2_jax.detection.anchors import STRIDES, anchors, level_shapes, level_sizes
 from glipv2_jax.detection.boxes import iou_matrix
+from glipv2_jax.detection.masks import PastedMasks
 from glipv2_jax.detection.postprocess import postprocess
 from glipv2_jax.detections import Detections
 from glipv2_jax.models.config import config_from_dict
@@ -31,33 +33,43 @@ PAD_MULTIPLE = 32            # the reference pads a batch to a multiple of this
 TEXTS_KEPT = 512             # encoded prompts a Detector remembers; one of GLIP-T takes 0.8 MB
 
 
+class Raw(NamedTuple):
+    """What a model says of a prompt: alignment logits [B, A, T], box deltas [B, A, 4], centerness [B, A]; and with a mask
+    head what that reads, see `GLIPv2.segment`."""
+    alignment_logits: jax.Array
+    box_deltas: jax.Array
+    centerness: jax.Array
+    mask_inputs: tuple | None = None
+
+
 def decode(settings, raw, token_to_label, image_size, canvas):
     """`detection.postprocess` with the settings of a run.
 
     Args:
-      settings: `config.eval`. raw: (alignment logits [B, A, T], box deltas [B, A, 4], centerness [B, A]).
+      settings: `config.eval`. raw: Raw, or its first three.
       token_to_label: [C, T]. image_size: [B, 2]. canvas: (H, W), static.
     Returns: as `postprocess`.
     """
     shapes = level_shapes(*canvas)
-    return postprocess(*raw, anchors(shapes), level_sizes(shapes), token_to_label, image_size,
+    return postprocess(*raw[:3], anchors(shapes), level_sizes(shapes), token_to_label, image_size,
                        score_threshold=settings.score_threshold, pre_nms_top_n=settings.pre_nms_top_n,
                        nms_threshold=settings.nms_threshold, max_detections=settings.max_detections,
                        aggregation=settings.aggregation)
 
 
 def averaged(raw):
-    """Outputs for several wordings of one prompt as one: boxes and centerness are averaged, words stand side by side.
+    """Outputs for several wordings of one prompt as one: boxes and centerness are averaged, words stand side by
+    side. Masks are those of the first wording.
 
     Args:
-      raw: list of (alignment logits [B, A, T], box deltas [B, A, 4], centerness [B, A]).
+      raw: list of Raw.
     Returns: the same with as many words as all together; a class whose shares of words sum to the same in every wording
       gets the mean of its scores.
     """
     if len(raw) == 1:
         return raw[0]
-    alignment, deltas, centerness = zip(*raw)
-    return jnp.concatenate(alignment, axis=-1), sum(deltas) / len(raw), sum(centerness) / len(raw)
+    alignment, deltas, centerness, mask_inputs = zip(*raw)
+    return Raw(jnp.concatenate(alignment, axis=-1), sum(deltas) / len(raw), sum(centerness) / len(raw), mask_inputs[0])
 
 
 class Predictor:
@@ -77,7 +89,14 @@ class Predictor:
             batch = len(levels[0])
             words, token_mask = (jnp.broadcast_to(x, (batch, *x.shape[1:])) for x in (words, token_mask))
             outputs = model.apply({"params": params}, levels, words, token_mask, method="predict")
-            return outputs.alignment_logits, outputs.box_deltas, outputs.centerness
+            return Raw(outputs.alignment_logits, outputs.box_deltas, outputs.centerness, outputs.mask_inputs)
+
+        def segment(params, mask_inputs, token_to_label, found):
+            words = token_to_label[..., :mask_inputs[1].shape[1]] > 0                # of the first wording
+            words = jnp.broadcast_to(words, (len(found["boxes"]), *words.shape[-2:]))
+            tokens = jnp.take_along_axis(words, jnp.maximum(found["labels"], 0)[..., None], axis=1)
+            boxes, mask, tokens = sharding.constrain_batch((found["boxes"], found["mask"], tokens))
+            return jax.nn.sigmoid(model.apply({"params": params}, mask_inputs, boxes, mask, tokens, method="segment"))
 
         def embed(params, levels, words):
             return model.apply({"params": params}, levels, words, method="embed")
@@ -92,6 +111,9 @@ class Predictor:
             jax.jit(functools.partial(decode, chosen), static_argnames=("canvas",), out_shardings=self._replicated)
             for chosen in (settings, _without_suppression(settings)))
         self._gather = jax.jit(lambda tree: tree, out_shardings=self._replicated)
+        # Checkpoints from before there were masks do not have the setting, nor a mask head.
+        self.with_masks = bool(model.config.mask_head.kind and settings.get("masks", True))
+        self._segment = jax.jit(segment, out_shardings=self._replicated)
 
     def encode_text(self, token_ids, token_mask):
         """[B, T] ids and mask → [B, T, D] words; B may be 1 for a prompt that all images share."""
@@ -102,17 +124,26 @@ class Predictor:
         return self._encode_image(self.params, batch["image"], batch["image_size"])
 
     def predict(self, levels, words, token_mask):
-        """Un-fused features → (alignment logits [B, A, T], box deltas [B, A, 4], centerness [B, A]) on the device."""
+        """Un-fused features → Raw on the device."""
         return self._predict(self.params, levels, words, token_mask)
 
     def decode(self, raw, token_to_label, batch):
-        """What `predict` gave → detections as numpy: boxes [B, K, 4], scores, labels, mask [B, K]."""
-        return jax.device_get(self._decode(raw, token_to_label, batch["image_size"],
-                                           canvas=batch["image"].shape[1:3]))
+        """What `predict` gave → detections as numpy: boxes [B, K, 4], scores, labels, mask [B, K]; with a mask head `masks`, the
+        probabilities [B, K, M, M] inside each box."""
+        found = jax.device_get(self._decode(raw[:3], token_to_label, batch["image_size"], canvas=batch["image"].shape[1:3]))
+        return found | {"masks": self._masks(raw, token_to_label, found)} if self.with_masks else found
+
+    def _masks(self, raw, token_to_label, found):
+        """[B, K, M, M] of what was found. Padding, which comes last, is left out by powers of two: few shapes to compile."""
+        count = int(found["mask"].sum(1).max())
+        rows = min(found["mask"].shape[1], max(8, 1 << max(count - 1, 0).bit_length()))
+        masks = jax.device_get(self._segment(self.params, raw.mask_inputs, token_to_label,
+                                             {key: value[:, :rows] for key, value in found.items()}))
+        return np.pad(masks, ((0, 0), (0, found["mask"].shape[1] - rows), (0, 0), (0, 0)))
 
     def candidates(self, raw, token_to_label, batch):
         """As `decode`, but all that reaches the suppression of overlaps: what several views of an image are merged from."""
-        return jax.device_get(self._candidates(raw, token_to_label, batch["image_size"],
+        return jax.device_get(self._candidates(raw[:3], token_to_label, batch["image_size"],
                                                canvas=batch["image"].shape[1:3]))
 
     def embed(self, levels, words):
@@ -160,6 +191,7 @@ class Detector:
         mesh = sharding.make_mesh(1, devices=jax.devices()[:1])
         self._predictor = Predictor(model, mesh, settings)
         self._predictor.params = jax.device_put(params, sharding.replicated(mesh))
+        self._mask_side = model.config.mask_head.resolution if self._predictor.with_masks else None
         self._text = collections.OrderedDict()
         # A short prompt need not pay for a long one's tokens.
         self._lengths = sorted({min(n, max_tokens) for n in (64, 128, max_tokens)})
@@ -253,7 +285,7 @@ class Detector:
                 rows = [self._run(levels, text, batch) for text in texts]
                 for place, index in enumerate(chosen):
                     found[index] = _merged([_row(part, place) for part in rows], scales[place], pixels[index], names,
-                                           threshold, max_detections)
+                                           threshold, max_detections, mask_side=self._mask_side)
         return found
 
     def ground(self, image, caption, phrases=None, *, threshold=0.5, exact_canvas=False):
@@ -276,7 +308,7 @@ class Detector:
                       else phrase for of_phrase, phrase in zip(spans, phrases or spans))
         pixels = image_ops.as_pixels(image)
         if not spans:
-            return _merged([], (1.0, 1.0), pixels, names, threshold, 1, caption, ())
+            return _merged([], (1.0, 1.0), pixels, names, threshold, 1, caption, (), self._mask_side)
         encoding = self._encoding(caption)
         if encoding.num_tokens > self.max_tokens:
             log.warning("caption of %d tokens: what follows token %d is not read", encoding.num_tokens, self.max_tokens)
@@ -285,7 +317,7 @@ class Detector:
         batch, scales = self._batch([pixels], self._canvases([pixels], exact_canvas)[0])
         rows = _row(self._run(self._predictor.encode_image(batch), text, batch), 0)
         return _merged([rows], scales[0], pixels, names, threshold, self.settings.max_detections, caption,
-                       tuple(tuple(of_phrase) for of_phrase in spans))
+                       tuple(tuple(of_phrase) for of_phrase in spans), self._mask_side)
 
     def embed_text(self, texts):
         """Unit vectors of texts, for retrieval: the mean of their words' un-fused embeddings.
@@ -433,19 +465,24 @@ def _row(found, place):
     return {key: value[place] for key, value in found.items()}
 
 
-def _merged(parts, scale, image, names, threshold, max_detections, caption=None, spans=None):
-    """One image's detections from all its prompts, in pixels of the image, best first."""
-    height, width = image.shape[:2]
-    parts = [{key: value[part["mask"]] for key, value in part.items()} for part in parts]
-    boxes = np.concatenate([np.zeros((0, 4), np.float32), *(part["boxes"] for part in parts)])
-    scores = np.concatenate([np.zeros(0, np.float32), *(part["scores"] for part in parts)])
-    labels = np.concatenate([np.zeros(0, int), *(part["labels"] for part in parts)])
-    order = np.argsort(-scores, kind="stable")
-    order = order[scores[order] > threshold][:max_detections]
+def _merged(parts, scale, image, names, threshold, max_detections, caption=None, spans=None, mask_side=None):
+    """One image's detections from all its prompts, in pixels of the image, best first.
+
+    mask_side: pixels of a mask inside its box, where there are masks.
+    """
+    size = image.shape[:2]
+    empty = {"boxes": np.zeros((0, 4), np.float32), "scores": np.zeros(0, np.float32), "labels": np.zeros(0, int)}
+    if mask_side:
+        empty["masks"] = np.zeros((0, mask_side, mask_side), np.float32)
+    found = {key: np.concatenate([start, *(part[key][part["mask"]] for part in parts)]) for key, start in empty.items()}
+    order = np.argsort(-found["scores"], kind="stable")
+    order = order[found["scores"][order] > threshold][:max_detections]
+    found = {key: value[order] for key, value in found.items()}
     y, x = scale
-    boxes = boxes[order] / np.array([x, y, x, y], np.float32)
-    boxes = boxes.clip(0, np.array([width - 1, height - 1] * 2, np.float32))
-    return Detections(boxes, scores[order], labels[order], tuple(names), image, caption, spans)
+    boxes = found["boxes"] / np.array([x, y, x, y], np.float32)
+    boxes = boxes.clip(0, np.array([size[1] - 1, size[0] - 1] * 2, np.float32))
+    masks = PastedMasks(found["masks"], boxes, size) if mask_side else None
+    return Detections(boxes, found["scores"], found["labels"], tuple(names), image, caption, spans, masks)
 
 
 def _occurrences(caption, phrase):

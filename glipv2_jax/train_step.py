@@ -1,27 +1,30 @@
 """One training step as pure functions of arrays: mask words, forward, assign, losses, update."""
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from glipv2_jax import sharding
-from glipv2_jax.detection import atss
+from glipv2_jax.detection import atss, box_coder, proposals
 from glipv2_jax.detection.anchors import anchors, level_shapes, level_sizes
-from glipv2_jax.losses import contrastive, grounding, localization, mlm, total
+from glipv2_jax.losses import contrastive, grounding, localization, mask, mlm, total
 from glipv2_jax.optim import frozen, path_string
 from glipv2_jax.train_state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Which losses are on and their settings. L = L_loc + L_intra + L_inter + L_mlm."""
+    """Which losses are on and their settings. L = L_loc + L_intra + L_inter + L_mlm, and L_mask of GLIPv2's transfer."""
     mask_id: int
     vocab_size: int
     mlm_rate: float = 0.15               # 0 switches masked language modelling off
     mlm_positions: int = 64              # most words of a text that are scored; the vocabulary layer is the widest there is
     contrastive_regions: int = 100       # K regions of an image in the inter-image loss; 0 switches it off
     weights: tuple[tuple[str, float], ...] = ()
+    mask_boxes: int = 0                  # boxes of an image in which masks are learned, at most; 0 switches them off
+    mask_own_boxes: bool = True          # true boxes and the model's own; False: true ones alone
     freeze: tuple[str, ...] = ()         # patterns of parameters without gradient, see `optim.frozen`
 
 
@@ -59,6 +62,8 @@ def compute_losses(model, objective, params, batch, key, train=True):
     }
     if objective.contrastive_regions:
         terms["inter"] = _inter_image(objective, outputs, matched, batch, key_regions)
+    if objective.mask_boxes:
+        terms["mask"] = _masks(model, objective, params, outputs, boxes, matched, batch, jax.random.fold_in(key_regions, 1))
     if mlm_positions is not None:
         targets = jnp.take_along_axis(batch["token_ids"], mlm_positions, axis=1)
         terms["mlm"] = mlm.mlm_loss(outputs.mlm_logits, targets, mlm_valid)
@@ -73,6 +78,24 @@ def _inter_image(objective, outputs, matched, batch, key):
         embeddings, outputs.text_embeddings, outputs.contrastive_log_scale, positive,
         jnp.take_along_axis(matched, regions, axis=1), batch["positive_map"], batch["token_mask"],
         batch["box_class"], batch["token_class"])
+
+
+def _masks(model, objective, params, outputs, places, matched, batch, key):
+    boxes, box_mask, words_of = batch["boxes"], batch["box_mask"], batch["positive_map"]
+    own = jnp.zeros((len(boxes), 0, 4))
+    if objective.mask_own_boxes:
+        # As prediction ranks them: of an object's anchors the best survives the suppression of overlaps.
+        words = jnp.take_along_axis(words_of, jnp.maximum(matched, 0)[..., None], axis=1)                # [B, A, T]
+        score = (jax.nn.sigmoid(outputs.alignment_logits) * words).sum(-1) / jnp.maximum(words.sum(-1), 1)
+        own = jax.vmap(functools.partial(proposals.best_of_each, num_boxes=boxes.shape[1]))(
+            box_coder.decode(outputs.box_deltas, places), score * jax.nn.sigmoid(outputs.centerness), matched)
+    count = min(objective.mask_boxes, boxes.shape[1] + own.shape[1])
+    chosen, of_box = jax.vmap(functools.partial(proposals.training_boxes, count=count))(
+        jax.random.split(key, len(boxes)), boxes, box_mask, own)
+    tokens = jnp.take_along_axis(words_of, jnp.maximum(of_box, 0)[..., None], axis=1)
+    logits = model.apply({"params": params}, outputs.mask_inputs, *sharding.constrain_batch((chosen, of_box >= 0, tokens)),
+                         method="segment")
+    return mask.mask_loss(logits, *mask.mask_targets(batch["masks"], boxes, chosen, of_box, logits.shape[-1]))
 
 
 def gradients(model, objective, params, batch, key, accumulation_steps=1):

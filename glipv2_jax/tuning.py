@@ -23,6 +23,8 @@ MODES = {
     "prompt": Mode(r"prompt$", PARTS),
     # GLIP: language_prompt_v1, and v3.
     "text": Mode(r"text_encoder/", ("image_encoder", "fpn", "head")),
+    # GLIPv2's first step of masks: the head alone; "full" is the second.
+    "masks": Mode(r"mask_head/", PARTS),
 }
 
 
@@ -34,7 +36,12 @@ def mode_of(name):
 
 
 def tuned_model(model_config, name, max_tokens):
-    """The ModelConfig that a mode trains: "prompt" gives a model without one a prompt of `max_tokens` rows."""
+    """The ModelConfig that a mode trains: "prompt" gives a model without one a prompt of `max_tokens` rows.
+
+    Raises: ValueError for "masks" and a model without a mask head, whose kind and size only the config can say.
+    """
+    if mode_of(name) is MODES["masks"] and not model_config.mask_head.kind:
+        raise ValueError("train.tune 'masks': found no mask head, expected model.overrides.mask_head with a kind")
     if mode_of(name) is MODES["prompt"] and not model_config.prompt_tokens:
         return dataclasses.replace(model_config, prompt_tokens=max_tokens)
     return model_config
@@ -53,4 +60,4 @@ def freeze_patterns(model_config, name, freeze=()):
 
 def may_be_fresh(name):
     """Regular expressions of the parameters that a checkpoint from before the mode lacks."""
-    return (MODES["prompt"].trained,) if name == "prompt" else ()
+    return (MODES[name].trained,) if name in ("prompt", "masks") else ()

@@ -94,7 +94,7 @@ def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, sta
         In its place stands a record of the same source and canvas, drawn by (seed, position, attempt).
       packing: how many captions of other records stand around a caption, for sources that give captions without images.
       wordings: templates of class names, see `prompts.worded`; every prompt of class names takes one of them at random.
-    Yields: dicts of `schema.batch_spec(batch_size / process_count, canvas, max_tokens, max_boxes)`.
+    Yields: dicts of `schema.batch_spec(batch_size / process_count, canvas, max_tokens, max_boxes, mask_size)`.
     Raises: ValueError on settings that cannot work, and while iterating for a record that cannot be read,
       naming it.
     """
@@ -315,11 +315,8 @@ def _report(order, sources, steps):
 
 def _example_spec(canvas, max_tokens, max_boxes, mask_size):
     """key -> (shape, dtype) of one example."""
-    batched = batch_spec(1, canvas, max_tokens, max_boxes)
-    spec = {key: (shape[1:], dtype) for key, (shape, dtype) in batched.items()}
-    if mask_size is not None:
-        spec["masks"] = ((max_boxes, mask_size, mask_size), np.bool_)
-    return spec
+    batched = batch_spec(1, canvas, max_tokens, max_boxes, mask_size)
+    return {key: (shape[1:], dtype) for key, (shape, dtype) in batched.items()}
 
 
 # One example.

@@ -57,7 +57,7 @@ def _coco(data, split):
         raise ValueError(f"config.data.{split}_json is {json_path!r}, but config.data.{split}_images, the folder "
                          "of its images, is empty")
     return {"kind": "coco_json", "json_path": json_path, "image_folder": image_folder,
-            "class_names": data.class_names.to_dict(), "bad_boxes": data.bad_boxes}
+            "class_names": data.class_names.to_dict(), "bad_boxes": data.bad_boxes, "with_masks": data.mask_size > 0}
 
 
 def _train_coco(data):
@@ -111,7 +111,8 @@ def train_options(config, specs, sources, tokenizer):
             "augment": d.augment, "max_tokens": d.max_tokens, "max_boxes": d.max_boxes,
             "num_negatives": [None if count < 0 else count
                               for count in (spec.get("num_negatives", d.num_negatives) for spec in specs)],
-            "wordings": tuple(d.wordings), "mlm_on_detection": d.mlm_on_detection, "class_table": ClassTable.from_sources(sources),
+            "wordings": tuple(d.wordings), "mlm_on_detection": d.mlm_on_detection, "mask_size": d.mask_size or None,
+            "class_table": ClassTable.from_sources(sources),
             "tokenizer": tokenizer, "packing": Packing(d.packed_captions, d.unpacked_probability)}
 
 

@@ -28,8 +28,8 @@ each class with its `synonym` and `definition` (`prompts.worded`); `replace_empt
 of image-text pairs with pseudo boxes: in training another record takes the place of one without boxes, and captions of
 others may be packed around its own.
 
-A **batch** is a dict of numpy arrays with the keys of `batch_spec`, and where asked for `masks`,
-bool [B, G, M, M]: each instance inside its box, on a grid of M × M. In evaluation also `record` and, of captions,
+A **batch** is a dict of numpy arrays with the keys of `batch_spec`. A mask without a pixel is not known, since its record has
+none. In evaluation also `record` and, of captions,
 `phrase_tokens`, see `pipeline.eval_batches`.
 """
 import numpy as np
@@ -41,7 +41,7 @@ NO_CLASS = -1
 MLM_NEVER, MLM_UNSCORED, MLM_SCORED = -1, 0, 1
 
 
-def batch_spec(batch_size, canvas, max_tokens, max_boxes):
+def batch_spec(batch_size, canvas, max_tokens, max_boxes, mask_size=None):
     """Names, shapes and dtypes of every key of a batch.
 
     Args:
@@ -49,10 +49,13 @@ def batch_spec(batch_size, canvas, max_tokens, max_boxes):
       canvas: (H, W) pixels.
       max_tokens: T.
       max_boxes: G.
+      mask_size: M, with `masks` among the keys; None: without.
     Returns: dict of key -> (shape, numpy dtype).
     """
     b, (h, w), t, g = batch_size, canvas, max_tokens, max_boxes
-    return {
+    # each instance inside its box
+    masks = {"masks": ((b, g, mask_size, mask_size), np.bool_)} if mask_size is not None else {}
+    return masks | {
         "image": ((b, h, w, 3), np.uint8),           # RGB; normalised on the device
         "image_size": ((b, 2), np.int32),            # valid height and width on the canvas
         "token_ids": ((b, t), np.int32),

@@ -15,6 +15,7 @@ import pathlib
 from PIL import Image
 
 from input_pipeline import odvg
+from input_pipeline.masks import encode_mask
 from input_pipeline.scenes import Scenes
 
 SIZES = ((96, 128), (128, 96), (112, 112))         # height and width: landscape, portrait, square
@@ -61,8 +62,9 @@ def _xywh(box):
 
 def _annotations(records, more):
     """COCO annotations; `more(record, n)` gives what else the n-th box has."""
-    found = [{"image_id": record["image_id"], "bbox": _xywh(box), "area": _xywh(box)[2] * _xywh(box)[3], "iscrowd": 0}
-             | more(record, n) for record in records for n, box in enumerate(record["boxes"])]
+    found = [{"image_id": record["image_id"], "bbox": _xywh(box), "area": _xywh(box)[2] * _xywh(box)[3], "iscrowd": 0,
+              "segmentation": encode_mask(record["masks"][n])} | more(record, n)
+             for record in records for n, box in enumerate(record["boxes"])]
     return [{"id": place + 1} | annotation for place, annotation in enumerate(found)]
 
 

@@ -21,7 +21,7 @@ from glipv2_jax.models.config import model_config
 from glipv2_jax.models.glipv2 import GLIPv2, axis_names, init_params
 from glipv2_jax.train_state import TrainState
 from glipv2_jax.train_step import gradients
-from tests.test_models import OBJECTIVE, TINY, tiny_batch
+from tests.test_models import MASK_HEAD, TINY, WITH_MASKS, tiny_batch
 
 RULES = common.get_config().mesh.rules
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (4, 2, 1), (2, 2, 2)]
@@ -46,7 +46,7 @@ def through_a_checkpoint(params, shardings, workdir):
 
 def main():
     jax.config.update("jax_default_matmul_precision", "highest")
-    model, batch = GLIPv2(model_config("glipv2_t", TINY)), tiny_batch(8)
+    model, batch = GLIPv2(model_config("glipv2_t", TINY | {"mask_head": MASK_HEAD})), tiny_batch(8, mask_size=8)
     params = jax.device_get(jax.jit(functools.partial(init_params, model))(jax.random.key(0)))
     # Fresh parameters stand on a kink: with one channel in each group, a normalised map has mean zero, and the ReLU of
     # the scale attention answers rounding noise. A step away from there every gradient is a smooth function.
@@ -63,7 +63,7 @@ def main():
         placed_as_asked = jax.tree.all(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), placed, shardings))
         before = placed
         with sharding.use(mesh, RULES):
-            step = jax.jit(lambda p, b: gradients(model, OBJECTIVE, p, b, jax.random.key(1)),
+            step = jax.jit(lambda p, b: gradients(model, WITH_MASKS, p, b, jax.random.key(1)),
                            out_shardings=(None, shardings))
             metrics, grads = step(placed, sharding.global_batch(batch, mesh))
         split = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(grads))

@@ -14,6 +14,7 @@ from glipv2_jax import train
 from glipv2_jax.evaluation import benchmarks, command, odinw
 from glipv2_jax.evaluation.parts import Found, Parts
 from input_pipeline import prompts, stand_ins
+from input_pipeline.masks import encode_mask
 from input_pipeline.tokenizer import Tokenizer
 from tests.conftest import REPOSITORY
 from tests.test_train import small_config
@@ -116,6 +117,15 @@ def test_parts_of_another_evaluation_are_not_taken(tmp_path):
     assert (one.record, one.image_id, one.scale, len(empty.scores)) == (3, 12, (0.5, 0.25), 0)
     assert one.original_boxes()[0].tolist() == [4, 2, 4, 2] and one.labels.tolist() == [1, 0]
     assert Parts(tmp_path / "parts", {"weights": "b"}).finished == 0
+
+
+def test_parts_keep_masks_as_run_lengths(tmp_path):
+    rng, parts = np.random.default_rng(0), Parts(tmp_path / "parts", {})
+    masks = [[encode_mask(rng.random(size) > 0.5) for _ in range(count)] for size, count in (((5, 9), 2), ((7, 3), 0), ((4, 4), 3))]
+    for chosen in ((0, 1), (2,), ()):
+        parts.add([Found(i, i, (1.0, 1.0), *(np.zeros(s, np.float32) for s in ((len(masks[i]), 4), len(masks[i]), len(masks[i]))),
+                         masks[i]) for i in chosen])
+    assert [found.masks for found in Parts(tmp_path / "parts", {})] == masks
 
 
 @pytest.mark.parametrize("arguments, message", [

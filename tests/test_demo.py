@@ -1,4 +1,5 @@
 """The demo page: what its server answers and refuses, and the page itself in a headless Chromium."""
+import base64
 import io
 import json
 import os
@@ -16,7 +17,9 @@ import pytest
 from PIL import Image
 
 from glipv2_jax.demo import command, server
+from glipv2_jax.detection.masks import PastedMasks
 from glipv2_jax.detections import Detections
+from glipv2_jax.draw import MASK_OPACITY
 
 PORT = 8000
 HOME = f"http://127.0.0.1:{PORT}"
@@ -32,7 +35,7 @@ class KnownBoxes:
     labels = np.array([0, 0, 1, 1])
 
     def __init__(self):
-        self.images = []
+        self.images, self.masks = [], None
 
     def detect(self, images, names, **_):
         return [self._found(images[0], names, None, None)]
@@ -43,7 +46,8 @@ class KnownBoxes:
     def _found(self, image, names, caption, spans):
         self.images.append(image)
         keep = self.labels < len(names)
-        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], tuple(names), image, caption, spans)
+        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], tuple(names), image, caption, spans,
+                          self.masks if self.masks is None else self.masks[keep])
 
 
 def _png(size=(128, 96), color=(90, 120, 60)):
@@ -94,6 +98,22 @@ def test_the_answer_for_an_upload_and_for_the_example(client, known):
     code, answer = _ask(client, EXAMPLE.caption, "caption")
     assert code == 200 and answer["spans"] == [[[0, 6]], [[10, 18]]] and known.images[1] is EXAMPLE.image
     assert answer["record"]["grounding"]["regions"][0]["phrase"] == "a star"
+
+
+def test_masks_come_as_pictures_in_the_colour_of_their_names(known, client):
+    probabilities = np.zeros((4, 28, 28), np.float32)
+    probabilities[0] = probabilities[2, :, :14] = 1
+    known.masks = PastedMasks(probabilities, known.boxes, (96, 128))
+    _, answer = _ask(client, image=_png())
+    first, nothing, left, _ = answer["masks"]
+    assert nothing is None and (first["x"], first["width"]) == pytest.approx((10, 50), abs=2)
+    assert left["width"] == pytest.approx(25, abs=2)
+    picture = Image.open(io.BytesIO(base64.b64decode(first["picture"].removeprefix("data:image/png;base64,"))))
+    assert picture.size == (first["width"], first["height"])
+    assert picture.getpixel((20, 20)) == (0xff, 0x3b, 0x5c, round(255 * MASK_OPACITY))
+    areas = [annotation["area"] for annotation in answer["coco"]["annotations"]]
+    assert areas == [int(mask.sum()) for mask in known.masks] and areas[1] == 0
+    assert answer["record"]["detection"]["instances"][0]["segmentation"]["size"] == [96, 128]
 
 
 def test_a_real_detector_answers_both_kinds(detector):

@@ -1,4 +1,5 @@
 """The model's sizes, its options, and what may not influence what."""
+import dataclasses
 import functools
 import subprocess
 import sys
@@ -26,10 +27,11 @@ TINY = {"image_encoder": {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": 
         "text_heads": 2, "contrastive_dim": 8}
 
 
-def tiny_batch(batch_size=4, seed=0, canvas=(64, 64), tokens=16, boxes=4):
+def tiny_batch(batch_size=4, seed=0, canvas=(64, 64), tokens=16, boxes=4, mask_size=None):
     """A batch of noise that obeys the contract: two detection prompts with shared names, then captions."""
     rng = np.random.default_rng(seed)
-    batch = {k: np.zeros(shape, dtype) for k, (shape, dtype) in batch_spec(batch_size, canvas, tokens, boxes).items()}
+    batch = {k: np.zeros(shape, dtype) for k, (shape, dtype) in batch_spec(
+        batch_size, canvas, tokens, boxes, mask_size).items()}
     batch["image"][:] = rng.integers(0, 256, batch["image"].shape)
     batch["image_size"][:] = canvas
     batch["token_ids"][:] = rng.integers(5, 64, batch["token_ids"].shape)
@@ -43,6 +45,8 @@ def tiny_batch(batch_size=4, seed=0, canvas=(64, 64), tokens=16, boxes=4):
     batch["box_class"][:2] = np.arange(boxes)
     batch["token_class"][:2, 1:1 + 2 * boxes] = np.repeat(np.arange(boxes), 2)
     batch["mlm_eligible"][:] = np.where(batch["token_mask"], 1, -1)
+    if mask_size:
+        batch["masks"][:, :-1] = rng.random(batch["masks"][:, :-1].shape) > 0.5
     return batch
 
 
@@ -152,6 +156,41 @@ def test_clip_style_towers_train():
     loss, grads = jax.jit(jax.value_and_grad(
         lambda p: compute_losses(model, OBJECTIVE, p, batch, jax.random.key(1))[0]))(params)
     assert np.isfinite(loss) and all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+
+
+MASK_HEAD = {"kind": "hourglass", "num_blocks": 1, "pool_size": 4, "group_norm": False}
+WITH_MASKS = dataclasses.replace(OBJECTIVE, mask_boxes=5)
+
+
+def test_masks_are_learned_where_boxes_have_some():
+    model, batch = GLIPv2(model_config("glipv2_t", TINY | {"mask_head": MASK_HEAD})), tiny_batch(2, mask_size=8)
+    params = jax.jit(functools.partial(init_params, model))(jax.random.key(0))
+
+    @jax.jit
+    def run(batch):
+        def loss(params):
+            metrics = compute_losses(model, WITH_MASKS, params, batch, jax.random.key(1))[1]
+            return metrics["loss_mask"], metrics["count_mask"]
+        return jax.value_and_grad(loss, has_aux=True)(params)
+    (value, count), grads = run(batch)
+    # Of each image three true boxes, and of the model's own those that are near one; five at most, 8 × 8 pixels each.
+    assert 2 * 3 * 64 <= count <= 2 * 5 * 64 and value > 0
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+    reached = {part for part in params if any(np.any(x) for x in jax.tree.leaves(grads[part]))}
+    assert {"mask_head", "image_encoder", "text_encoder"} <= reached
+    assert not reached & {"localization", "grounding", "contrastive"}
+    for nothing in ("box_mask", "masks"):                    # no box at all, and boxes of unknown masks
+        (value, count), grads = run(batch | {nothing: np.zeros_like(batch[nothing])})
+        assert (count, value) == (1, 0) and not any(np.any(x) for x in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("overrides,message", [
+    ({"kind": "cube"}, "expected '', 'hourglass' or 'conv'"), ({"kind": "hourglass", "depth": 2}, "depth 2 and pool_size 14"),
+    ({"kind": "conv", "num_levels": 6}, "1 to 5 levels")])
+def test_mask_heads_that_cannot_be_are_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        model_config("glip_t", {"mask_head": overrides})
+    assert model_config("glip_t", {"mask_head": {"kind": "hourglass", "pool_size": 28}}).mask_head.resolution == 56
 
 
 def test_model_losses_and_decoding_import_without_tensorflow_and_torch():

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from glipv2_jax.evaluation.region_iou import region_iou, union_of_boxes, union_of_masks
+from glipv2_jax.evaluation.region_iou import region_iou, union_of_boxes, union_of_masks, union_of_runs
+from input_pipeline.masks import encode_mask
 
 SIZE = (20, 30)
 
@@ -31,3 +32,5 @@ def test_unions_count_a_pixel_once():
     outside = union_of_boxes([[-9, 2, -1, 5], [2, -9, 5, -1], [30, 2, 40, 5], [0, 0, 9, 9]], SIZE)
     assert region_iou([(union_of_masks(masks, SIZE), outside)])["mean_IoU"] == 1
     assert not coco_mask.area(union_of_masks(masks[:0], SIZE))
+    assert union_of_runs([encode_mask(mask) for mask in masks], SIZE) == union_of_masks(masks, SIZE)
+    assert union_of_runs([], SIZE) == union_of_masks(masks[:0], SIZE)

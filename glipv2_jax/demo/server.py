@@ -18,7 +18,7 @@ import waitress
 from PIL import Image, UnidentifiedImageError
 from werkzeug.exceptions import HTTPException
 
-from glipv2_jax.draw import phrase_colors
+from glipv2_jax.draw import MASK_OPACITY, phrase_colors
 from input_pipeline import image_ops
 
 log = logging.getLogger(__name__)
@@ -198,23 +198,43 @@ def _answer(found, name):
     # As in `Detections.draw`, so that page and picture file have equal colours.
     colors = phrase_colors(found.names if found.caption is not None else [*found.phrases, *found.names])
     rows = found.to_coco(1)
+    areas = [row["bbox"][2] * row["bbox"][3] for row in rows]
+    tints = []
+    for k, mask in enumerate([] if found.masks is None else found.masks):      # each is as large as the picture
+        areas[k] = int(mask.sum())
+        tints.append(_tint(mask, colors[found.phrases[k]]))
     return {
         "record": found.to_odvg(name),
         "coco": {
             "images": [{"id": 1, "file_name": name, "height": height, "width": width}],
             "categories": [{"id": k + 1, "name": text} for k, text in enumerate(found.names)],
-            "annotations": [row | {"id": k + 1, "area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
-                            for k, row in enumerate(rows)]},
-        "labels": found.labels.tolist(), "best": [k in best for k in range(len(found))],
+            "annotations": [row | {"id": k + 1, "area": area, "iscrowd": 0} for k, (row, area) in enumerate(zip(rows, areas))]},
+        "labels": found.labels.tolist(), "masks": tints, "best": [k in best for k in range(len(found))],
         "names": list(found.names), "spans": found.spans,
         "colors": ["#{:02x}{:02x}{:02x}".format(*colors[text]) for text in found.names],
         "picture": _data_url(found.image)}
 
 
+def _tint(mask, color):
+    """A mask as a picture of its colour and the place where it lies, in pixels of the image; None for one without a pixel."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return None
+    inside = mask[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+    picture = Image.new("RGBA", inside.shape[::-1], color)
+    picture.putalpha(Image.fromarray(inside.astype(np.uint8) * round(255 * MASK_OPACITY)))
+    return {"x": int(columns[0]), "y": int(rows[0]), "width": inside.shape[1], "height": inside.shape[0],
+            "picture": _encoded(picture, "PNG")}
+
+
 def _data_url(pixels):
     """The picture as the model saw it: upright, opaque, and in a format that every browser shows."""
-    picture = Image.fromarray(pixels)
+    # Small drawings suffer most from JPEG.
+    return _encoded(Image.fromarray(pixels), "PNG" if max(pixels.shape) <= 512 else "JPEG")
+
+
+def _encoded(picture, kind):
     picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.BILINEAR)
-    file, drawn = io.BytesIO(), max(picture.size) <= 512             # small drawings suffer most from JPEG
-    picture.save(file, "PNG") if drawn else picture.save(file, "JPEG", quality=90)
-    return f"data:image/{'png' if drawn else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
+    file = io.BytesIO()
+    picture.save(file, kind, quality=90)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"

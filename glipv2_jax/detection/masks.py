@@ -46,8 +46,8 @@ def _interpolation(begin, end, length, cells):
 class PastedMasks:
     """Masks of an image, pasted when they are asked for: K images of many megapixels are never held at once.
 
-    A sequence of bool [height, width]; an array or a slice of places gives another such sequence, `numpy.asarray` all masks as one
-    bool [K, height, width].
+    A sequence of bool [height, width]; an array or a slice of places gives another such sequence, `numpy.asarray` all
+    masks as one bool [K, height, width].
 
     Attributes:
       probabilities: [K, M, M] float32, inside the boxes. boxes: [K, 4] xyxy pixels of the image. size: (height, width).

@@ -1,7 +1,7 @@
 """Boxes in which masks are learned: the true ones, and beside each the one that the model itself would give.
 
-Source: GLIP `modeling/roi_heads/mask_head/`. Differs from GLIP: of the model's boxes each object has one, its best, in fixed shapes,
-where the reference takes up to 1000 detections of a single image.
+Source: GLIP `modeling/roi_heads/mask_head/`. Differs from GLIP: of the model's boxes each object has one, its best, in
+fixed shapes, where the reference takes up to 1000 detections of a single image.
 """
 import jax
 import jax.numpy as jnp

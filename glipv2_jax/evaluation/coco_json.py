@@ -33,7 +33,7 @@ def detection_rows(image_id, boxes, scores, labels, *, category_ids, scale=(1.0,
       labels: [K] int, 0-based index into `category_ids`.
       category_ids: the id that the result file uses for each label.
       scale: (y, x) floats: canvas pixels = scale × original pixels.
-      masks: [K, h, w] bool in the file's own pixels, or None.
+      masks: K masks in the file's own pixels, each bool [h, w] or COCO's run lengths; or None.
       legacy_width: width = x2 − x1 + 1, as the reference writes and its AP was measured; False: x2 − x1.
     Returns: list of K dicts {image_id, category_id, bbox, score} of plain ints and floats, best score first.
       bbox is [x, y, width, height], its width taken after the division by the scale. With masks each
@@ -69,7 +69,7 @@ def detection_rows(image_id, boxes, scores, labels, *, category_ids, scale=(1.0,
             "score": float(scores[k]),
         }
         if masks is not None:
-            row["segmentation"] = encode_mask(masks[k])
+            row["segmentation"] = masks[k] if isinstance(masks[k], dict) else encode_mask(masks[k])
         rows.append(row)
     return rows
 

@@ -5,11 +5,13 @@ import jax
 import numpy as np
 
 from glipv2_jax import sharding
+from glipv2_jax.detection.masks import PastedMasks
 from glipv2_jax.evaluation import augmented_views
 from glipv2_jax.evaluation.parts import Found, Parts
 from glipv2_jax.metrics import Progress
 from glipv2_jax.predict import PAD_MULTIPLE, averaged
 from input_pipeline import eval_batches, prompts
+from input_pipeline.masks import encode_mask
 from input_pipeline.pipeline import eval_plan
 
 
@@ -49,9 +51,12 @@ def detect(predictor, mesh, config, source, tokenizer, folder, name, key, classe
       key: JSON-able dict that names the weights; settings and data are added here.
       classes: what `class_prompts` gives, for a source of class names.
     Returns: Parts.
-    Raises: ValueError for a record that cannot be read.
+    Raises: ValueError for a record that cannot be read, and for masks of several views, which nobody has defined.
     """
     e = config.eval
+    if e.views and predictor.with_masks:
+        raise ValueError(f"eval.views: found {len(e.views)} views and a model with a mask head, expected eval.masks=False "
+                         "beside them: boxes are merged, masks cannot be")
     chunks = _encoded(predictor, classes, config.data.max_tokens)
     views = [augmented_views.View(*view) for view in e.views]
     parts = Parts(folder, key | {
@@ -127,9 +132,15 @@ def _batch(predictor, batch, chunks, decode):
         if record < 0:
             continue                                                      # padding of the last batch
         kept = [{key: value[i][found["mask"][i]] for key, value in found.items()} for found in results]
-        yield Found(record, record, tuple(about["scale"][i].tolist()),
-                    *(np.concatenate([part[key] for part in kept]) for key in ("boxes", "scores", "labels"))
-                    ), tuple(about["image_size"][i].tolist()), tuple(about["original_size"][i].tolist())
+        size = tuple(about["original_size"][i].tolist())
+        one = Found(record, record, tuple(about["scale"][i].tolist()),
+                    *(np.concatenate([part[key] for part in kept]) for key in ("boxes", "scores", "labels")))
+        if "masks" in results[0]:
+            soft = np.concatenate([part["masks"] for part in kept])
+            # As run lengths from here on, and by the process that writes them.
+            masks = PastedMasks(soft, one.original_boxes(), size) if jax.process_index() == 0 else ()
+            one = dataclasses.replace(one, masks=[encode_mask(mask) for mask in masks])
+        yield one, tuple(about["image_size"][i].tolist()), size
 
 
 def _scaled(canvas, short_side, view):

@@ -18,6 +18,7 @@ class Found:
     record: index in the source. image_id: what result files call it.
     scale: (y, x): pixels of `boxes` = scale × pixels of the image.
     boxes: [K, 4] float32 `xyxy`. scores: [K] float32. labels: [K] int32, class of the source or phrase of the caption.
+    masks: K run lengths in COCO's form, in pixels of the image; None of a model without masks.
     """
     record: int
     image_id: int
@@ -25,6 +26,7 @@ class Found:
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
+    masks: list[dict] | None = None
 
     def original_boxes(self):
         """[K, 4] float64 `xyxy` in pixels of the image."""
@@ -61,8 +63,14 @@ class Parts:
         if jax.process_index() == 0:
             path = self._path(self.finished)
             partial = path.with_suffix(".partial")
+            masks = {}
+            if any(f.masks is not None for f in found):
+                counts = [mask["counts"].encode("ascii") for f in found for mask in f.masks]
+                masks = {"mask_size": np.array([mask["size"] for f in found for mask in f.masks], np.int64).reshape(-1, 2),
+                         "mask_end": np.cumsum([len(text) for text in counts], dtype=np.int64),
+                         "mask_counts": np.frombuffer(b"".join(counts), np.uint8)}
             with partial.open("wb") as file:
-                np.savez(file, record=np.array([f.record for f in found], np.int64),
+                np.savez(file, **masks, record=np.array([f.record for f in found], np.int64),
                          image_id=np.array([f.image_id for f in found], np.int64),
                          scale=np.array([f.scale for f in found], np.float64).reshape(-1, 2),
                          count=np.array([len(f.scores) for f in found], np.int64),
@@ -80,7 +88,8 @@ class Parts:
             for i, end in enumerate(ends.tolist()):
                 rows = slice(end - int(part["count"][i]), end)
                 yield Found(int(part["record"][i]), int(part["image_id"][i]), tuple(part["scale"][i].tolist()),
-                            part["boxes"][rows], part["scores"][rows], part["labels"][rows])
+                            part["boxes"][rows], part["scores"][rows], part["labels"][rows],
+                            _masks(part, rows) if "mask_counts" in part else None)
 
     def delete(self):
         if jax.process_index() == 0:
@@ -88,3 +97,9 @@ class Parts:
 
     def _path(self, number):
         return self._folder / f"part-{number:05d}.npz"
+
+
+def _masks(part, rows):
+    ends = np.concatenate([[0], part["mask_end"]])[rows.start:rows.stop + 1].tolist()
+    return [{"size": size, "counts": part["mask_counts"][begin:end].tobytes().decode("ascii")}
+            for size, begin, end in zip(part["mask_size"][rows].tolist(), ends, ends[1:])]

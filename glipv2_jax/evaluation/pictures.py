@@ -7,6 +7,7 @@ from pycocotools import mask as coco_mask
 from glipv2_jax import draw
 from glipv2_jax.evaluation.phrase_recall import xywh
 from input_pipeline import image_ops, text_ops
+from input_pipeline.masks import decode_mask
 
 SHOWN_SCORE = 0.4        # of class detections; what is weaker would hide the rest
 
@@ -67,8 +68,13 @@ def _of_classes(source, record, found):
     labels = [source.class_names[label] for label in found.labels[shown]]
     truth = [source.class_names[c] for c in record["classes"]]
     colors = draw.phrase_colors(truth + labels)
-    return [draw.draw_detections(image, record["boxes"], truth, colors=colors),
-            draw.draw_detections(image, boxes[shown], labels, found.scores[shown], colors=colors)]
+    true_masks = masks = None
+    if found.masks is not None:
+        true_masks = record.get("masks")
+        masks = np.array([decode_mask(found.masks[k], boxes[k], image.shape[:2]) for k in np.flatnonzero(shown)], bool)
+        masks = masks.reshape(-1, *image.shape[:2])
+    return [draw.draw_detections(image, record["boxes"], truth, masks=true_masks, colors=colors),
+            draw.draw_detections(image, boxes[shown], labels, found.scores[shown], masks=masks, colors=colors)]
 
 
 def _of_caption(source, record, found):

@@ -30,7 +30,7 @@ LVIS_MAX_DETS = 300      # of an image, in the standard AP
 class CocoAP:
     """Objects of named classes: COCO result rows, average precision by pycocotools; of masks, too, where the rows have them."""
     file = "detections.json"
-    metric = f"COCO bbox AP by pycocotools {importlib.metadata.version('pycocotools')}"
+    metric = f"COCO bbox AP by pycocotools {importlib.metadata.version('pycocotools')}; mask_: segm AP"
 
     def truth(self, source):
         """The file itself where there is one: its areas decide what is small and what is large."""
@@ -45,7 +45,7 @@ class CocoAP:
         rows = []
         for found in parts:
             rows += coco_json.detection_rows(found.image_id, found.boxes, found.scores, found.labels,
-                                             category_ids=source.category_ids, scale=found.scale,
+                                             category_ids=source.category_ids, scale=found.scale, masks=found.masks,
                                              legacy_width=settings.legacy_width)
         return rows
 
@@ -56,15 +56,18 @@ class CocoAP:
         return coco_json.checked_rows(coco_ap.load(stored), ("image_id", "category_id", "score"))
 
     def score(self, truth, rows, settings):
-        truth, held_out = truth
+        truth, held_out = coco_ap.load(truth[0]), truth[1]
         masks = bool(rows) and all("segmentation" in row for row in rows)
         boxes = not masks or all("bbox" in row for row in rows)
+        # A model with masks may be scored on data that has boxes alone.
+        masks = masks and (not boxes or all(annotation.get("segmentation") for annotation in truth["annotations"]))
         scores = {}
         for iou_type, prefix in [("bbox", "")] * boxes + [("segm", "mask_")] * masks:
             found = coco_ap.coco_ap(truth, rows, iou_type=iou_type, scorer=settings.coco_scorer)
             scores |= {f"{prefix}{key}": value for key, value in found.items() if key != "per_class_AP50"}
-        if held_out:
-            scores["heldout_AP50"] = coco_ap.coco_ap(truth, rows, classes=held_out, scorer=settings.coco_scorer)["AP50"]
+            if held_out:
+                scores[f"{prefix}heldout_AP50"] = coco_ap.coco_ap(truth, rows, classes=held_out, iou_type=iou_type,
+                                                                  scorer=settings.coco_scorer)["AP50"]
         return scores
 
 
@@ -233,8 +236,8 @@ class Referring(_OfCaptions):
 class Regions(_OfCaptions):
     """Phrases that name regions of any number of instances: all boxes, or masks, of a phrase as one region."""
     keys = ("segmentation",)
-    metric = ("IoU of regions; predicted: union of the boxes with a score above eval.region_score, or else the best box; true: "
-              "union of the masks")
+    metric = ("IoU of regions; predicted: union of the masks, of a model without them of the boxes, with a score above "
+              "eval.region_score, or else the best one; true: union of the masks")
 
     def truth(self, source):
         """For each record the region as RLE, None without any instance."""
@@ -248,7 +251,11 @@ class Regions(_OfCaptions):
             chosen = mine & (found.scores > settings.region_score)
             if mine.any() and not chosen.any():
                 chosen = np.arange(len(mine)) == np.where(mine, found.scores, -1).argmax()
-            region = region_iou.union_of_boxes(found.original_boxes()[chosen], source.image_size(found.record))
+            size = source.image_size(found.record)
+            if found.masks is None:
+                region = region_iou.union_of_boxes(found.original_boxes()[chosen], size)
+            else:
+                region = region_iou.union_of_runs([mask for mask, one in zip(found.masks, chosen) if one], size)
             rows[found.record] = {"image_id": found.image_id, "phrase": source.caption(found.record),
                                   "segmentation": region | {"counts": region["counts"].decode("ascii")}}
         return rows

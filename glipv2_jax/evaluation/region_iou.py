@@ -43,6 +43,11 @@ def union_of_boxes(boxes, size):
     return coco_mask.encode(mask)
 
 
+def union_of_runs(masks, size):
+    """RLE of all pixels in any of the masks, which are RLE themselves: the region of a model with masks."""
+    return coco_mask.merge(list(masks)) if len(masks) else union_of_masks(masks, size)
+
+
 def union_of_masks(masks, size):
     """RLE of all pixels in any of the masks [n, h, w]."""
     return coco_mask.encode(np.asfortranarray(np.any(masks, axis=0) if len(masks) else np.zeros(size), np.uint8))

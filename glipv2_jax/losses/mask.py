@@ -9,16 +9,16 @@ from glipv2_jax.detection import boxes as box_ops
 def mask_targets(masks, boxes, proposals, matched, size):
     """What the masks of proposals should be: that of their true box, seen through the proposal.
 
-    Differs from GLIP: a proposal is x2 − x1 + 1 wide, as when its mask is pasted; the reference learns on x2 − x1. And the truth is
-    a bitmap, where the reference draws polygons anew.
+    Differs from GLIP: a proposal is x2 − x1 + 1 wide, as when its mask is pasted; the reference learns on x2 − x1. And
+    the truth is a bitmap, where the reference draws polygons anew.
 
     Args:
       masks: [B, G, m, m] bool, each instance inside its box, on a grid over its whole width (the data contract).
       boxes: [B, G, 4] xyxy, the boxes of masks.
       proposals: [B, K, 4] xyxy. matched: [B, K] int32, index of their true box, −1 for none.
       size: M.
-    Returns: targets [B, K, M, M] bool, sampled at the centres of a grid over the proposal; valid [B, K] bool, False without a true
-      box, and where its mask is not known: then it has no pixel in the contract.
+    Returns: targets [B, K, M, M] bool, sampled at the centres of a grid over the proposal; valid [B, K] bool, False
+      without a true box, and where its mask is not known: then it has no pixel in the contract.
     """
     index = jnp.maximum(matched, 0)
     truth = jnp.take_along_axis(masks, index[..., None, None], axis=1)                      # [B, K, m, m]

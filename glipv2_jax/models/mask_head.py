@@ -104,9 +104,9 @@ class Upsample(nn.Module):
 class MaskHead(nn.Module):
     """Pixels of boxes against words.
 
-    Differs from GLIP: any number of images in a batch, and of boxes, none included. The mean of a box's token logits is taken as the
-    logit of the mean of its tokens' directions, which is the same but for the limit of ±50000, here that of the mean; T maps of
-    each box are never made.
+    Differs from GLIP: any number of images in a batch, and of boxes, none included. The mean of a box's token logits is
+    taken as the logit of the mean of its tokens' directions, which is the same but for the limit of ±50000, here that of
+    the mean; T maps of each box are never made.
 
     Call:
       levels: list of [B, H/s, W/s, C], s = 8, 16, …; fused or not, as the config has it.

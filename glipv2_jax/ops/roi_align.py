@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from glipv2_jax.detection.boxes import pyramid_level
 
-# Adaptive samples lie more than half a cell apart, or alone in their bin. So at most five of a bin are within a cell of one row;
-# two more, as the first of them is found by rounding.
+# Adaptive samples lie more than half a cell apart, or alone in their bin. So at most five of a bin are within a cell of
+# one row; two more, as the first of them is found by rounding.
 _NEAR = 7
 # Boxes of an image that are pooled together: bounds the memory of the first product, [boxes, P, H, C] for each image.
 _CHUNK = 32
@@ -85,8 +85,8 @@ def roi_align(x, boxes, scale, output_size, sampling_ratio=0, aligned=False):
       scale: cells of the map in a pixel, 1 / stride.
       output_size: P.
       sampling_ratio: samples of a bin along each axis; 0: adaptive, as many as the bin has cells.
-      aligned: False: coordinates times scale, at least one cell wide and high. True: half a cell less, any size; a box whose corners are
-        in the wrong order has no adaptive samples and gives 0.
+      aligned: False: coordinates times scale, at least one cell wide and high. True: half a cell less, any size; a box
+        whose corners are in the wrong order has no adaptive samples and gives 0.
     Returns: [B, K, P, P, C] float32.
     """
     return _pooled(x, *_matrices(boxes, x.shape[1:3], scale, output_size, sampling_ratio, aligned))

@@ -204,7 +204,11 @@ function drawBoxes(numbers) {
     const [x, y, right, bottom] = places.get(k), label = result.labels[k], color = result.colors[label];
     const group = element("g", {class: "box", tabindex: 0, role: "button",
                                 "aria-label": `${result.names[label]}, score ${result.items[k].score.toFixed(2)}`});
-    const corners = {x, y, width: right - x, height: bottom - y, rx: 2};
+    const corners = {x, y, width: right - x, height: bottom - y, rx: 2}, mask = result.masks[k];
+    if (mask) {
+      group.append(element("image", {x: mask.x * scale, y: mask.y * scale, width: mask.width * scale,
+                                     height: mask.height * scale, href: mask.picture, preserveAspectRatio: "none"}));
+    }
     group.append(element("rect", {...corners, class: "halo"}),
                  element("rect", {...corners, class: "edge", stroke: color, fill: color}));
     boxes.append(group);
