@@ -43,7 +43,7 @@ def evaluate(predictor, mesh, config, sources, tokenizer, workdir, checkpoint):
         classes = inference.class_prompts(wordings, tokenizer, config.data.max_tokens,
                                           config.eval.classes_per_prompt or None) if wordings else ()
         parts = inference.detect(predictor, mesh, config, source, tokenizer, folder / ".parts", name,
-                                 {"weights": fingerprint}, classes)
+                                 {"weights": fingerprint}, classes, masks=protocol.reads_masks)
         if jax.process_index() == 0:
             predictions = protocol.predictions(source, parts, config.eval)
             protocol.write(folder / protocol.file, predictions)

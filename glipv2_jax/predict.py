@@ -127,11 +127,11 @@ class Predictor:
         """Un-fused features → Raw on the device."""
         return self._predict(self.params, levels, words, token_mask)
 
-    def decode(self, raw, token_to_label, batch):
-        """What `predict` gave → detections as numpy: boxes [B, K, 4], scores, labels, mask [B, K]; with a mask head `masks`, the
-        probabilities [B, K, M, M] inside each box."""
+    def decode(self, raw, token_to_label, batch, masks=True):
+        """What `predict` gave → detections as numpy: boxes [B, K, 4], scores, labels, mask [B, K]; with a mask head, and
+        unless `masks` is off, `masks`, the probabilities [B, K, M, M] inside each box."""
         found = jax.device_get(self._decode(raw[:3], token_to_label, batch["image_size"], canvas=batch["image"].shape[1:3]))
-        return found | {"masks": self._masks(raw, token_to_label, found)} if self.with_masks else found
+        return found | {"masks": self._masks(raw, token_to_label, found)} if masks and self.with_masks else found
 
     def _masks(self, raw, token_to_label, found):
         """[B, K, M, M] of what was found. Padding, which comes last, is left out by powers of two: few shapes to compile."""

@@ -1,5 +1,6 @@
 """A model on every record of a source: prompts, views, parts. Every record exactly once, on any number of devices."""
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -41,7 +42,7 @@ def class_prompts(names, tokenizer, max_tokens, classes_per_prompt):
     return list(zip(*wordings))
 
 
-def detect(predictor, mesh, config, source, tokenizer, folder, name, key, classes=()):
+def detect(predictor, mesh, config, source, tokenizer, folder, name, key, classes=(), masks=True):
     """Runs a model on every record of a source, or on what an evaluation that was stopped left to do.
 
     Args:
@@ -50,18 +51,19 @@ def detect(predictor, mesh, config, source, tokenizer, folder, name, key, classe
       folder: for the parts. name: for the progress bar.
       key: JSON-able dict that names the weights; settings and data are added here.
       classes: what `class_prompts` gives, for a source of class names.
+      masks: whether masks are asked for, where the model has a mask head.
     Returns: Parts.
     Raises: ValueError for a record that cannot be read, and for masks of several views, which nobody has defined.
     """
-    e = config.eval
-    if e.views and predictor.with_masks:
+    e, masks = config.eval, masks and predictor.with_masks
+    if e.views and masks:
         raise ValueError(f"eval.views: found {len(e.views)} views and a model with a mask head, expected eval.masks=False "
                          "beside them: boxes are merged, masks cannot be")
     chunks = _encoded(predictor, classes, config.data.max_tokens)
     views = [augmented_views.View(*view) for view in e.views]
     parts = Parts(folder, key | {
         "source": source.name, "records": len(source), "settings": e.to_dict(), "max_tokens": config.data.max_tokens,
-        "prompts": [chunk.captions for chunk in chunks]})
+        "prompts": [chunk.captions for chunk in chunks], "masks": masks})
     size = -(-e.records_per_part // e.batch_size) * e.batch_size
     plan = eval_plan(source, [tuple(canvas) for canvas in e.canvases], e.short_side, e.max_size)
     work = [(canvas, indices[i:i + size]) for canvas, indices in plan for i in range(0, len(indices), size)]
@@ -77,7 +79,7 @@ def detect(predictor, mesh, config, source, tokenizer, folder, name, key, classe
             indices=indices, mirrored=bool(view and view.mirrored), parallel_reads=config.data.parallel_reads)
         for batch in batches:
             yield list(_batch(predictor, sharding.global_batch(batch, mesh), chunks,
-                              predictor.candidates if view else predictor.decode))
+                              predictor.candidates if view else functools.partial(predictor.decode, masks=masks)))
 
     passes = max(len(views), 1)
     with Progress(f"evaluate {name}", total=len(source) * passes, unit="views" if views else "images",

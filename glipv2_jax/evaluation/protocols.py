@@ -1,7 +1,8 @@
 """What is asked of a source, the file that answers it, and the scores of that file: one class for each protocol.
 
-`settings` is `config.eval`. `predictions` gathers what a model found, `write` puts it into the benchmark's own format, `read`
-takes such a file of any model, or what it holds, and `score` compares either with the truth.
+`settings` is `config.eval`. `reads_masks` says whether masks matter. `predictions` gathers what a model found, `write` puts
+it into the benchmark's own format, `read` takes such a file of any model, or what it holds, and `score` compares either with
+the truth.
 """
 import importlib.metadata
 import json
@@ -30,6 +31,7 @@ LVIS_MAX_DETS = 300      # of an image, in the standard AP
 class CocoAP:
     """Objects of named classes: COCO result rows, average precision by pycocotools; of masks, too, where the rows have them."""
     file = "detections.json"
+    reads_masks = True
     metric = f"COCO bbox AP by pycocotools {importlib.metadata.version('pycocotools')}; mask_: segm AP"
 
     def truth(self, source):
@@ -75,6 +77,7 @@ class LvisAP:
     """Objects of LVIS's classes: fixed AP over the best 10,000 detections of each class, and the standard AP over the best 300
     of each image."""
     file = "detections.json"
+    reads_masks = False
     metric = ("LVIS bbox AP, federated rules; AP: fixed, best 10,000 detections of a class over all images; standard_AP: best "
               "300 of an image")
 
@@ -117,6 +120,7 @@ class LvisAP:
 class _OfCaptions:
     """What protocols of captions share: a result file is a list with a row for each record."""
     file = "predictions.json"
+    reads_masks = False
 
     def truth_of(self, spec):
         """The truth from the description of a source; its images need not be there."""
@@ -236,6 +240,7 @@ class Referring(_OfCaptions):
 class Regions(_OfCaptions):
     """Phrases that name regions of any number of instances: all boxes, or masks, of a phrase as one region."""
     keys = ("segmentation",)
+    reads_masks = True
     metric = ("IoU of regions; predicted: union of the masks, of a model without them of the boxes, with a score above "
               "eval.region_score, or else the best one; true: union of the masks")
 

@@ -97,7 +97,7 @@ class GLIPv2(nn.Module):
         if c.prompt_tokens:
             self.prompt = self.param("prompt", named(nn.initializers.zeros, (None, "embed")), (c.prompt_tokens, text.width))
         if c.mask_head.kind:
-            self.mask_head = MaskHead(c.mask_head, dtype)
+            self.mask_head = rematerialised(MaskHead, c.remat)(c.mask_head, dtype)
 
     def __call__(self, image, image_size, token_ids, token_mask, mlm_positions=None, train=False):
         levels = self.encode_image(image, image_size, train)
