@@ -23,6 +23,6 @@ def get_config(step="head"):
     config.train.num_steps = 500
     if step == "joint":
         config.train.tune = "full"
-        config.train.num_steps = 300
+        config.train.num_steps = 200
         config.optimizer.learning_rate = config.optimizer.text_learning_rate = 1e-4
     return config

@@ -359,7 +359,7 @@ def test_reference_manifests_are_placed_whole(variant, load_reference, reference
 def test_layouts_of_arrays_are_inverse():
     rng = np.random.default_rng(0)
     for kind, shape in (("dense", (3, 4)), ("dense", (5, 4, 3, 2)), ("conv", (5, 4, 3, 2)),
-                        ("conv1x1", (5, 4, 1, 1)), ("same", (3, 4))):
+                        ("conv1x1", (5, 4, 1, 1)), ("deconv", (5, 4, 2, 2)), ("same", (3, 4))):
         array = rng.normal(size=shape)
         assert names.to_reference(names.to_parameter(array, kind), kind).tolist() == array.tolist()
 
