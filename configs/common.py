@@ -46,6 +46,8 @@ def get_config():
     config.data.class_names = ml_collections.ConfigDict()   # better words for classes of a COCO file, file's → prompt's
     config.data.wordings = ()                # as eval.wordings; each training prompt takes one of them
     config.data.bad_boxes = "error"          # of a COCO file; "repair" drops or cuts boxes outside of their image
+    # The answers of a model with model.overrides.num_answers: a file, one a line; empty: the most frequent of the training data.
+    config.data.answers = ""
     config.data.vocabulary = ""              # WordPiece file; empty: bert-base-uncased, which ships with the package
     # Height and width of training images, pixels: one for all images of a step, compiled once each. A record goes to
     # the smallest that holds it; sources that do not state the sizes of their images, to the squarest.
@@ -115,11 +117,14 @@ def get_config():
     config.loss = ml_collections.ConfigDict()
     config.loss.mlm_rate = 0.15              # 0: no masked language modelling
     config.loss.mlm_positions = 64           # most words of a text that are scored
+    # Most words of a caption that are learned, each from those before it, for sources of captions to be written; 0: none are.
+    config.loss.caption_words = 0
     config.loss.contrastive_regions = 100    # regions of an image in the inter-image loss; 0: off
     config.loss.mask_boxes = 64              # boxes of an image in which masks are learned, at most; 0: no masks
     config.loss.mask_own_boxes = True        # true boxes, and of each object the model's own; False: true ones alone
     config.loss.weights = ml_collections.ConfigDict(
-        {"box": 1.0, "centerness": 1.0, "alignment": 1.0, "inter": 1.0, "mlm": 1.0, "mask": 1.0})
+        {"box": 1.0, "centerness": 1.0, "alignment": 1.0, "inter": 1.0, "mlm": 1.0, "mask": 1.0,
+         "caption": 1.0, "answer": 1.0})
 
     config.eval = ml_collections.ConfigDict()
     config.eval.batch_size = 8
@@ -144,6 +149,9 @@ def get_config():
     config.eval.coco_scorer = "pycocotools"  # or "faster": faster-coco-eval, equal numbers
     config.eval.masks = True                 # of a model with a mask head: masks of all that is found
     config.eval.region_score = 0.5           # least score of a box that belongs to a phrase's region (PhraseCut)
+    config.eval.beams = 5                    # texts that a written caption is chosen from; 1: the likeliest word each time
+    config.eval.caption_words = 20           # of a written caption, at most
+    config.eval.length_penalty = 0.0         # p: captions compete by log-probability / words^p
     config.eval.records_per_part = 256       # what a stopped evaluation repeats, at most
     config.eval.ema = False                  # score the averaged parameters
     config.eval.num_pictures = 12            # of each source, on the sheet

@@ -36,6 +36,16 @@ def _ground():
     photos.ground()
 
 
+def _answer():
+    from glipv2_jax import photos
+    photos.answer()
+
+
+def _describe():
+    from glipv2_jax import photos
+    photos.describe()
+
+
 def _demo():
     from glipv2_jax.demo import command
     command.main()
@@ -69,6 +79,8 @@ def _prepare():
 COMMANDS = {
     "detect": (_detect, "boxes of named classes: PHOTO… \"a cat. a dog.\""),
     "ground": (_ground, "boxes of a caption's phrases: PHOTO… \"a cat on a red chair\""),
+    "answer": (_answer, "answers to a question, and boxes of its words: PHOTO… \"how many cats are there?\""),
+    "describe": (_describe, "a caption, and boxes of its phrases: PHOTO…"),
     "demo": (_demo, "a page on this computer: a photograph, words, boxes"),
     "inspect": (_inspect, "a data set checked, counted and drawn as training sees it: DATA --images=… | --config=…"),
     "prepare": (_prepare, "a data set as sharded records for large runs: DATA --images=… --output=… --shards=…"),

@@ -11,6 +11,35 @@ from input_pipeline.masks import encode_mask
 
 
 @dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a model says to a question about an image.
+
+    Attributes:
+      question: as it was asked.
+      answers: the likeliest of the model's list, best first.
+      probabilities: float32, of each of them; each is judged apart, so that they need not sum to 1.
+      found: Detections of the question's noun phrases.
+    """
+    question: str
+    answers: tuple[str, ...]
+    probabilities: np.ndarray
+    found: "Detections"
+
+    def draw(self):
+        """The picture with the boxes of the question's words, question and best answer below; PIL image, RGB."""
+        return dataclasses.replace(self.found, caption=f"{self.question} {self.answers[0]}").draw()
+
+    def without_overlaps(self, iou=0.7):
+        """The same with `Detections.without_overlaps`."""
+        return dataclasses.replace(self, found=self.found.without_overlaps(iou))
+
+    def to_odvg(self, filename):
+        """`Detections.to_odvg` of the question, with `answers`, a list of {answer, probability}."""
+        return self.found.to_odvg(filename) | {"answers": [
+            {"answer": answer, "probability": round(float(share), 4)} for answer, share in zip(self.answers, self.probabilities)]}
+
+
+@dataclasses.dataclass(frozen=True)
 class Detections:
     """Objects of an image, best score first.
 
@@ -77,7 +106,7 @@ class Detections:
             # Only names that were found take a colour: of a thousand classes the first twelve would have the best.
             return draw.draw_detections(image, self.boxes, self.phrases, self.scores, masks=self.masks)
         texts = [" ".join(self.caption[begin:end] for begin, end in of_name) for of_name in self.spans]
-        return draw.draw_caption(image, self.caption, [self.spans[label] for label in self.labels], self.boxes,
+        return draw.draw_caption(image, self.caption or "…", [self.spans[label] for label in self.labels], self.boxes,
                                  self.scores, masks=self.masks, colors=draw.phrase_colors(texts))
 
     def to_coco(self, image_id, category_ids=None):

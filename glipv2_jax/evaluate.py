@@ -5,7 +5,7 @@ import time
 
 import jax
 
-from glipv2_jax.evaluation import coco_json, inference, pictures
+from glipv2_jax.evaluation import coco_json, inference, pictures, text_inference
 from glipv2_jax.evaluation.protocols import PROTOCOLS
 from input_pipeline import prompts
 
@@ -18,10 +18,12 @@ class EvalSource:
     protocol: str | None = None
 
     def chosen_protocol(self):
-        return PROTOCOLS[self.protocol or ("coco" if self.source.class_names else "phrases")]
+        texts = {"asks": "answers", "writes": "captions"}
+        return PROTOCOLS[self.protocol or next((name for about, name in texts.items() if getattr(self.source, about, False)),
+                                               "coco" if self.source.class_names else "phrases")]
 
 
-def evaluate(predictor, mesh, config, sources, tokenizer, workdir, checkpoint):
+def evaluate(predictor, mesh, config, sources, tokenizer, workdir, checkpoint, answers=None):
     """Scores a model on every evaluation source and writes what it found.
 
     What was found is kept in parts until all is scored: the same call after a stop goes on after the last part.
@@ -31,9 +33,13 @@ def evaluate(predictor, mesh, config, sources, tokenizer, workdir, checkpoint):
       sources: list of EvalSource. The first one's files go to `workdir`, the others' to `workdir/<name>`.
       tokenizer: input_pipeline Tokenizer. workdir: folder of the results.
       checkpoint: what the protocol calls the weights.
+      answers: AnswerList of a model that answers questions.
+    Raises: ValueError for a source that asks for what the model cannot do, before any work.
     Returns: dict "name/metric" → float, on process 0; on others empty. Process 0 writes the results in the benchmark's own
       format, `protocol.json` and `pictures.jpg`.
     """
+    for chosen in sources:
+        text_inference.check(getattr(chosen.chosen_protocol(), "task", "boxes"), chosen.source, predictor.config, answers)
     scores, fingerprint = {}, predictor.fingerprint()
     for place, chosen in enumerate(sources):
         started = time.perf_counter()
@@ -42,12 +48,18 @@ def evaluate(predictor, mesh, config, sources, tokenizer, workdir, checkpoint):
         wordings = prompts.wordings_of(source, config.eval.wordings) if source.class_names else []
         classes = inference.class_prompts(wordings, tokenizer, config.data.max_tokens,
                                           config.eval.classes_per_prompt or None) if wordings else ()
-        parts = inference.detect(predictor, mesh, config, source, tokenizer, folder / ".parts", name,
-                                 {"weights": fingerprint}, classes, masks=protocol.reads_masks)
+        task, about = getattr(protocol, "task", "boxes"), (folder / ".parts", name, {"weights": fingerprint})
+        if task == "boxes":
+            parts = inference.detect(predictor, mesh, config, source, tokenizer, *about, classes, masks=protocol.reads_masks)
+        else:
+            parts = text_inference.say(predictor, mesh, config, source, tokenizer, *about, task, answers)
         if jax.process_index() == 0:
             predictions = protocol.predictions(source, parts, config.eval)
             protocol.write(folder / protocol.file, predictions)
-            found = protocol.score(protocol.truth(source), predictions, config.eval)
+            truth = protocol.truth(source)
+            found = protocol.score(truth, predictions, config.eval)
+            if task != "boxes":
+                found |= {f"baseline_{key}": value for key, value in protocol.baseline(truth).items()}
             scores |= {f"{name}/{key}": value for key, value in found.items() if value is not None}
             e = config.eval
             coco_json.write_protocol(folder / "protocol.json", {
@@ -60,6 +72,10 @@ def evaluate(predictor, mesh, config, sources, tokenizer, workdir, checkpoint):
                 "max_detections": e.max_detections, "settings": e.to_dict(), "metric": protocol.metric,
                 "results": protocol.file, "scores": found,
                 "seconds": time.perf_counter() - started})
-            pictures.write(folder / "pictures.jpg", source, parts, config.eval.num_pictures)
+            sheet = folder / "pictures.jpg", source, parts
+            if task == "boxes":
+                pictures.write(*sheet, config.eval.num_pictures)
+            else:
+                pictures.write_texts(*sheet, protocol.ratings(truth, predictions), protocol.wanted, config.eval.num_pictures)
         parts.delete()
     return scores

@@ -1,4 +1,4 @@
-"""`glipv2 detect` and `glipv2 ground`: photographs in, pictures with boxes and a JSON file beside each out."""
+"""`glipv2 detect`, `ground`, `answer`, `describe`: photographs in, pictures with boxes and a JSON file beside each out."""
 import argparse
 import glob
 import json
@@ -45,11 +45,35 @@ def ground():
     _run(args, photos, lambda detector, photo: detector.ground(photo, caption, phrases, threshold=args.threshold))
 
 
+def answer():
+    """`glipv2 answer PHOTO… "how many cats are there?"`: answers, and boxes of the question's words."""
+    args = _parser("answer", "the question: \"how many cats are there?\"").parse_args()
+    if args.example:
+        photo, question = example_scene()[0], "how many objects are there?"
+        args.inputs, photos = args.inputs or [question], {"example": photo}
+    else:
+        photos = _photos(args.inputs[:-1])
+    if not args.inputs or not args.inputs[-1].strip():
+        sys.exit("glipv2 answer: no question; expected it after the photographs")
+    question = args.inputs[-1]
+    _run(args, photos, lambda detector, photo: detector.answer(photo, question, args.top, threshold=args.threshold),
+         lambda found: ", ".join(f"{answer} {share:.2f}" for answer, share in zip(found.answers, found.probabilities)))
+
+
+def describe():
+    """`glipv2 describe PHOTO…`: a caption, and boxes of its phrases."""
+    args = _parser("describe", "").parse_args()
+    photos = {"example": example_scene()[0]} if args.example else _photos(args.inputs)
+    _run(args, photos, lambda detector, photo: detector.describe(
+        photo, beams=args.beams, max_words=args.words, length_penalty=args.length_penalty, threshold=args.threshold),
+         lambda found: found.caption)
+
+
 def _parser(command, text):
     parser = argparse.ArgumentParser(
         f"glipv2 {command}", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description="Photographs may be files, folders and patterns such as 'holiday/*.jpg'.")
-    parser.add_argument("inputs", nargs="*", metavar="PHOTO", help=f"photographs, and last {text}")
+    parser.add_argument("inputs", nargs="*", metavar="PHOTO", help=f"photographs, and last {text}" if text else "photographs")
     parser.add_argument("--checkpoint", help="folder that training or `glipv2 convert` wrote; by default the small "
                         "weights of the package, which know rendered shapes")
     parser.add_argument("--output", default="found", help="folder of the pictures and JSON files; made when missing")
@@ -60,8 +84,14 @@ def _parser(command, text):
     parser.add_argument("--example", action="store_true", help="a rendered scene instead of photographs")
     if command == "detect":
         parser.add_argument("--orders", type=int, default=1, help="average over so many orders of the class names")
-    else:
+    elif command == "ground":
         parser.add_argument("--phrases", nargs="+", help="the phrases of the caption to find")
+    elif command == "answer":
+        parser.add_argument("--top", type=int, default=5, help="answers to tell")
+    else:
+        parser.add_argument("--beams", type=int, default=5, help="texts that are followed at a time; 1: the likeliest word each time")
+        parser.add_argument("--words", type=int, default=20, help="tokens of a caption, at most")
+        parser.add_argument("--length_penalty", type=float, default=0.0, help="above 0 long captions are preferred")
     return parser
 
 
@@ -90,7 +120,8 @@ def _photos(patterns):
     return photos
 
 
-def _run(args, photos, find):
+def _run(args, photos, find, tell=None):
+    """find: (detector, photograph) → Detections or Answer. tell: what it says beside its boxes."""
     from glipv2_jax.main import set_up_compilation_cache, set_up_logging
     set_up_logging()
     set_up_compilation_cache()
@@ -119,7 +150,8 @@ def _run(args, photos, find):
                 found.draw().save(output / f"{name}.jpg", quality=92)
                 record = found.to_odvg(getattr(photo, "name", f"{name}.jpg"))
                 write_whole(output / f"{name}.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-                print(f"{output / name}.jpg: {_said(found)}")
+                told = f"{tell(found)}; " if tell else ""
+                print(f"{output / name}.jpg: {told}{_said(getattr(found, 'found', found))}")
             first = first or time.perf_counter() - started
             progress.advance(1)
     rest = time.perf_counter() - started - first

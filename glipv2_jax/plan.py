@@ -115,7 +115,8 @@ def compile_train(config, devices, topology, name):
     d, t = config.data, config.train
     whole = sharding.replicated(mesh)
     batch = {key: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(mesh)) for key, (shape, dtype) in batch_spec(
-        t.batch_size, tuple(d.canvases[0]), d.max_tokens, d.max_boxes, d.mask_size or None).items()}
+        t.batch_size, tuple(d.canvases[0]), d.max_tokens, d.max_boxes, d.mask_size or None,
+        writes=config.loss.caption_words > 0, num_answers=model.config.num_answers).items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
     kept = bytes_on_one(state.params)

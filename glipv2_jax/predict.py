@@ -12,19 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glipv2_jax import encoded_words, sharding
+from glipv2_jax import decoding, encoded_words, sharding
 from glipv2_jax.checkpoint import load_params, read_about
 from glipv2_jax.detection.anchors import STRIDES, anchors, level_shapes, level_sizes
 from glipv2_jax.detection.boxes import iou_matrix
 from glipv2_jax.detection.masks import PastedMasks
 from glipv2_jax.detection.postprocess import postprocess
-from glipv2_jax.detections import Detections
+from glipv2_jax.detections import Answer, Detections
+from glipv2_jax.models import understanding
 from glipv2_jax.models.config import config_from_dict
 from glipv2_jax.models.describe import parameter_shapes
 from glipv2_jax.models.glipv2 import GLIPv2
 from glipv2_jax.phrases import noun_phrases
 from glipv2_jax.weights import BUILT_IN
 from input_pipeline import image_ops, prompts, text_ops
+from input_pipeline.answers import ANSWERS_FILE, AnswerList
 from input_pipeline.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -78,18 +80,24 @@ class Predictor:
     Args:
       model: GLIPv2 module. mesh: where batches go. settings: `config.eval`.
     Attributes:
+      config: ModelConfig.
       params: the parameters to use, as they lie on the mesh; to be set before the first call. Others of the same
         shapes need no new compilation.
     """
 
     def __init__(self, model, mesh, settings):
-        self.params = None
+        self.params, self.config = None, model.config
 
-        def predict(params, levels, words, token_mask):
+        def forward(params, levels, words, token_mask):
             batch = len(levels[0])
             words, token_mask = (jnp.broadcast_to(x, (batch, *x.shape[1:])) for x in (words, token_mask))
-            outputs = model.apply({"params": params}, levels, words, token_mask, method="predict")
+            return model.apply({"params": params}, levels, words, token_mask, method="predict")
+
+        def raw_of(outputs):
             return Raw(outputs.alignment_logits, outputs.box_deltas, outputs.centerness, outputs.mask_inputs)
+
+        def predict(*args):
+            return raw_of(forward(*args))
 
         def segment(params, mask_inputs, token_to_label, found):
             words = token_to_label[..., :mask_inputs[1].shape[1]] > 0                # of the first wording
@@ -98,13 +106,31 @@ class Predictor:
             boxes, mask, tokens = sharding.constrain_batch((found["boxes"], found["mask"], tokens))
             return jax.nn.sigmoid(model.apply({"params": params}, mask_inputs, boxes, mask, tokens, method="segment"))
 
+        def answer(*args):
+            outputs = forward(*args)
+            return jax.nn.sigmoid(outputs.answer_logits), raw_of(outputs)
+
+        def write(params, levels, banned, length_penalty, *, start_id, end_id, max_words, beams):
+            apply = functools.partial(model.apply, {"params": params})
+            regions = apply(levels, method=understanding.read_image)
+
+            def step(cache, token_ids, position):
+                logits, cache = apply(regions, cache, token_ids, position, method=understanding.write_word)
+                return jnp.where(banned, jnp.finfo(jnp.float32).min, logits), cache
+            batch, ends = len(levels[0]), {"start_id": start_id, "end_id": end_id, "max_words": max_words}
+            cache = understanding.empty_cache(model.config, batch * beams, max_words, model.dtype)
+            if beams == 1:
+                return decoding.greedy_search(step, cache, batch, **ends)
+            return decoding.beam_search(step, cache, batch, beams=beams, length_penalty=length_penalty, **ends)
+
         def embed(params, levels, words):
             return model.apply({"params": params}, levels, words, method="embed")
 
         def apply(method):
             return jax.jit(lambda params, *args: model.apply({"params": params}, *args, method=method))
         self._encode_image, self._encode_text = apply("encode_image"), apply("encode_text")
-        self._predict, self._embed = jax.jit(predict), jax.jit(embed)
+        self._predict, self._answer, self._embed = jax.jit(predict), jax.jit(answer), jax.jit(embed)
+        self._write = jax.jit(write, static_argnames=("start_id", "end_id", "max_words", "beams"))
         # Replicated results: every process can read all of them.
         self._replicated = sharding.replicated(mesh)
         self._decode, self._candidates = (
@@ -126,6 +152,17 @@ class Predictor:
     def predict(self, levels, words, token_mask):
         """Un-fused features → Raw on the device."""
         return self._predict(self.params, levels, words, token_mask)
+
+    def answer(self, levels, words, token_mask):
+        """Un-fused features → (probability of each answer [B, N] float32, what `predict` gives), of one forward pass."""
+        return self._answer(self.params, levels, words, token_mask)
+
+    def write(self, levels, tokenizer, *, max_words, beams, length_penalty=0.0):
+        """Un-fused features of images → `decoding.Written` on the device, a caption for each; special tokens are never written."""
+        banned = np.zeros(tokenizer.vocab_size, bool)
+        banned[[tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.mask_id]] = True
+        return self._write(self.params, levels, banned, np.float32(length_penalty), start_id=tokenizer.cls_id,
+                           end_id=tokenizer.sep_id, max_words=max_words, beams=beams)
 
     def decode(self, raw, token_to_label, batch, masks=True):
         """What `predict` gave → detections as numpy: boxes [B, K, 4], scores, labels, mask [B, K]; with a mask head, and
@@ -171,6 +208,8 @@ class Detector:
         detector = Detector.from_pretrained("weights/glip_t")
         found = detector.detect([image], ["cat", "remote control"])[0]
         found = detector.ground(image, "a cat asleep beside two remote controls")
+        answer = detector.answer(image, "how many cats are there?")     # where the model has the head of answers
+        found = detector.describe(image)                                # where it has learned to write
 
     An image is a path, the bytes of a file, a PIL image or an RGB uint8 array. It is resized by the reference's rule
     and laid on the smallest of a few canvases, so that each of them is compiled once. Words are encoded once for each
@@ -179,13 +218,14 @@ class Detector:
     Args:
       model: GLIPv2 module. params: its parameters. tokenizer: input_pipeline Tokenizer, literal: users may type anything.
       settings: `config.eval`. max_tokens: longest prompt.
+      answers: AnswerList of a model that answers questions.
     Attributes:
       class_names: of a checkpoint without text encoder, the one list that it knows, see `encoded_words`; else None.
     """
 
-    def __init__(self, model, params, tokenizer, settings, max_tokens=256):
+    def __init__(self, model, params, tokenizer, settings, max_tokens=256, answers=None):
         self.class_names = None
-        self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
+        self.model, self.tokenizer, self.max_tokens, self.answers = model, tokenizer, max_tokens, answers
         self.settings = settings
         # One device: a program that shares a machine should not take all of it, and batches here are small.
         mesh = sharding.make_mesh(1, devices=jax.devices()[:1])
@@ -200,6 +240,16 @@ class Detector:
     def params(self):
         """The parameters, as they lie on the device."""
         return self._predictor.params
+
+    @property
+    def can_answer(self):
+        """Whether there are a head of answers and their list."""
+        return bool(self.model.config.num_answers and self.answers)
+
+    @property
+    def can_describe(self):
+        """Whether there is a head of words, which see the image. What it writes is worth what it was trained to write."""
+        return self.model.config.mlm_head and self.model.config.fusion
 
     @classmethod
     def from_pretrained(cls, directory=None, *, ema=False, dtype="float32"):
@@ -224,11 +274,14 @@ class Detector:
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
                                 parameter_shapes(config))
+        answers = AnswerList.read(directory / ANSWERS_FILE) if (directory / ANSWERS_FILE).exists() else None
+        if answers and len(answers) != config.num_answers:
+            raise ValueError(f"{directory / ANSWERS_FILE}: found {len(answers)} answers, expected the {config.num_answers} of the model")
         kept = encoded_words.read(directory)
         if kept:
             abstract = {part: tree for part, tree in abstract.items() if part not in encoded_words.REPLACED}
         detector = cls(GLIPv2(config, jnp.dtype(dtype)), load_params(directory, abstract, ema=ema), tokenizer, settings,
-                       data["max_tokens"])
+                       data["max_tokens"], answers)
         if kept:
             detector.class_names = kept[0]
             detector._text.update({(caption, words.shape[1]): jnp.asarray(words, dtype) for caption, words in kept[1].items()})
@@ -302,22 +355,85 @@ class Detector:
         """
         if not isinstance(caption, str):
             raise ValueError(f"caption: found {type(caption).__name__}, expected a str")
-        spans = [((begin, end),) for begin, end in noun_phrases(caption)] if phrases is None else [
-            _occurrences(caption, phrase) for phrase in phrases]
-        names = tuple(" ".join(caption[b:e] for b, e in of_phrase) if phrases is None or not isinstance(phrase, str)
-                      else phrase for of_phrase, phrase in zip(spans, phrases or spans))
+        spans, names = _phrases(caption, phrases)
         pixels = image_ops.as_pixels(image)
         if not spans:
             return _merged([], (1.0, 1.0), pixels, names, threshold, 1, caption, (), self._mask_side)
-        encoding = self._encoding(caption)
-        if encoding.num_tokens > self.max_tokens:
-            log.warning("caption of %d tokens: what follows token %d is not read", encoding.num_tokens, self.max_tokens)
-        tokens = text_ops.positive_map(spans, encoding.offsets)
-        text = [(caption, encoding, _padded_rows(tokens), np.arange(len(spans)))]
         batch, scales = self._batch([pixels], self._canvases([pixels], exact_canvas)[0])
-        rows = _row(self._run(self._predictor.encode_image(batch), text, batch), 0)
-        return _merged([rows], scales[0], pixels, names, threshold, self.settings.max_detections, caption,
-                       tuple(tuple(of_phrase) for of_phrase in spans), self._mask_side)
+        return self._grounded(batch, scales[0], pixels, caption, threshold, spans, names)[0]
+
+    def answer(self, image, question, top=5, *, threshold=0.5, exact_canvas=False):
+        """Answers to a question, and the objects that its words speak of, from one forward pass.
+
+        Args:
+          image: one image. question: str.
+          top: how many answers of the model's list, the likeliest first.
+          threshold: least score of a box. exact_canvas: as in `detect`.
+        Returns: Answer. A list of one answer has one to give, whatever `top`; a question without a noun phrase has no boxes.
+        Raises: ValueError for a model without the head or the list of answers; for a question without a word, or with none that the
+          vocabulary knows; or for a broken image.
+        """
+        if not self.model.config.num_answers:
+            raise ValueError("this model answers no questions: it has no head of answers (model.num_answers is 0); train one, as "
+                             "configs/scenes_understanding.py does")
+        if self.answers is None:
+            raise ValueError(f"this model has a head of {self.model.config.num_answers} answers, but no list of them; expected "
+                             f"{ANSWERS_FILE} beside the checkpoint")
+        if not isinstance(question, str) or top < 1:
+            raise ValueError(f"question: found {type(question).__name__}, top {top}; expected a str, and at least 1")
+        encoding = self._encoding(question)
+        words = encoding.ids[encoding.offsets[:, 1] > encoding.offsets[:, 0]]
+        if not any(letter.isalnum() for letter in question) or (words == self.tokenizer.unk_id).all():
+            raise ValueError(f"question: found no word that the model knows in {question!r}, expected one such as \"what is this?\"")
+        spans, names = _phrases(question)
+        pixels = image_ops.as_pixels(image)
+        batch, scales = self._batch([pixels], self._canvases([pixels], exact_canvas)[0])
+        found, probabilities = self._grounded(batch, scales[0], pixels, question, threshold, spans, names, answers=True)
+        best = np.argsort(-probabilities, kind="stable")[:top]
+        return Answer(question, tuple(self.answers.names[index] for index in best), probabilities[best], found)
+
+    def describe(self, image, *, beams=5, max_words=20, length_penalty=0.0, threshold=0.5, exact_canvas=False):
+        """Writes a caption, and finds the objects that its phrases speak of in a second pass over the same image features.
+
+        Args:
+          image: one image.
+          beams: texts that are followed at a time; 1 takes the likeliest word each time.
+          max_words: tokens of the caption, its end counted, at most. Each value, as each of `beams`, is compiled once.
+          length_penalty: at least 0; above it long captions are preferred. Only where there are several beams.
+          threshold: least score of a box. exact_canvas: as in `detect`.
+        Returns: Detections with its `caption`, which may be empty; labels count its noun phrases.
+        Raises: ValueError for a model that cannot write, or a broken image.
+        """
+        limit = min(self.max_tokens, self.model.config.text_encoder.max_positions) - 1
+        if not self.can_describe:
+            raise ValueError("this model writes no captions: it has no head of words (model.mlm_head is off) or no fusion; train one, "
+                             "as configs/scenes_understanding.py does")
+        if beams < 1 or not 1 <= max_words <= limit or length_penalty < 0:
+            raise ValueError(f"beams {beams}, max_words {max_words}, length_penalty {length_penalty}: expected at least 1, 1 to {limit}, "
+                             "and at least 0")
+        pixels = image_ops.as_pixels(image)
+        batch, scales = self._batch([pixels], self._canvases([pixels], exact_canvas)[0])
+        levels = self._predictor.encode_image(batch)
+        written = self._predictor.write(levels, self.tokenizer, max_words=max_words, beams=beams, length_penalty=length_penalty)
+        caption = self.tokenizer.text(np.asarray(written.token_ids[0]))
+        return self._grounded(batch, scales[0], pixels, caption, threshold, *_phrases(caption), levels=levels)[0]
+
+    def _grounded(self, batch, scale, pixels, text, threshold, spans, names, *, levels=None, answers=False):
+        """(Detections of the phrases of a text, probability of each answer [N] where asked for, else None)."""
+        encoding, probabilities, rows = self._encoding(text), None, []
+        if encoding.num_tokens > self.max_tokens:
+            log.warning("text of %d tokens: what follows token %d is not read", encoding.num_tokens, self.max_tokens)
+        tokens = _padded_rows(text_ops.positive_map(spans, encoding.offsets))
+        if spans or answers:
+            levels = self._predictor.encode_image(batch) if levels is None else levels
+            predict = self._predictor.answer if answers else self._predictor.predict
+            raw = predict(levels, self._words(text, encoding), encoding.mask[None])
+            if answers:
+                probabilities, raw = np.asarray(raw[0][0]), raw[1]
+            rows = [_row(self._predictor.decode(raw, tokens, batch), 0)] if spans else []
+        found = _merged(rows, scale, pixels, names, threshold, self.settings.max_detections, text,
+                        tuple(tuple(of_phrase) for of_phrase in spans), self._mask_side)
+        return found, probabilities
 
     def embed_text(self, texts):
         """Unit vectors of texts, for retrieval: the mean of their words' un-fused embeddings.
@@ -483,6 +599,14 @@ def _merged(parts, scale, image, names, threshold, max_detections, caption=None,
     boxes = boxes.clip(0, np.array([size[1] - 1, size[0] - 1] * 2, np.float32))
     masks = PastedMasks(found["masks"], boxes, size) if mask_side else None
     return Detections(boxes, found["scores"], found["labels"], tuple(names), image, caption, spans, masks)
+
+
+def _phrases(text, phrases=None):
+    """(spans of each phrase, its name) of a text: of those that are given, else of its noun phrases."""
+    spans = [((begin, end),) for begin, end in noun_phrases(text)] if phrases is None else [
+        _occurrences(text, phrase) for phrase in phrases]
+    return spans, tuple(" ".join(text[b:e] for b, e in of_phrase) if phrases is None or not isinstance(phrase, str)
+                        else phrase for of_phrase, phrase in zip(spans, phrases or spans))
 
 
 def _occurrences(caption, phrase):

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from glipv2_jax import sharding
 from glipv2_jax.bad_steps import BadSteps
-from glipv2_jax.build import abstract_params, build, make_step
+from glipv2_jax.build import abstract_params, build, check_tasks, find_answers, make_step
 from glipv2_jax.checkpoint import Checkpoints, load_params, read_about, with_fresh
 from glipv2_jax.evaluate import EvalSource, evaluate
 from glipv2_jax.evaluation.benchmarks import BENCHMARKS, find_sources
@@ -28,6 +28,7 @@ from glipv2_jax.processes import Stopped, StopSignal, Watchdog, beat
 from glipv2_jax.train_state import shardings_of
 from glipv2_jax.tuning import may_be_fresh
 from input_pipeline import BadRecords, train_batches
+from input_pipeline.answers import ANSWERS_FILE
 from input_pipeline.registry import epoch_records, eval_specs, make_source, train_options, train_specs
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,8 @@ def _train_and_evaluate(config, workdir, stop):
         raise ValueError("eval.ema is on, but train.ema_decay is 0: there are no averaged parameters to score")
     specs = train_specs(d)
     sources = [make_source(spec, d.root) for spec in specs]
+    check_tasks(config, model, sources)
+    answers = find_answers(config, model, sources, workdir)
     eval_sources = make_eval_sources(d)
     num_steps, eval_every = durations(t, epoch_records(specs, sources))
     eval_every = eval_every if eval_sources else 0
@@ -124,6 +127,8 @@ def _train_and_evaluate(config, workdir, stop):
         # With its words beside it a checkpoint is all that prediction needs.
         for folder in [workdir] + [workdir / "best"] * bool(eval_every):
             shutil.copyfile(tokenizer.vocabulary, folder / "vocab.txt")
+            if answers:
+                write_whole(folder / ANSWERS_FILE, answers.text())
 
     key = jax.jit(lambda: jax.random.key(config.seed + 1), out_shardings=sharding.replicated(mesh))()
 
@@ -135,7 +140,7 @@ def _train_and_evaluate(config, workdir, stop):
         # Found detections are kept in parts: an evaluation that is stopped loses little.
         with stop.at_once():
             return evaluate(predictor, mesh, config, eval_sources, tokenizer, workdir,
-                            f"{workdir.name}, step {step}{', averaged' * config.eval.ema}")
+                            f"{workdir.name}, step {step}{', averaged' * config.eval.ema}", answers)
 
     def judge(state, scores):
         """The state after its scores: it may be kept as the best, its learning rate may fall, and the run may end."""
@@ -162,7 +167,7 @@ def _train_and_evaluate(config, workdir, stop):
         if start_step < num_steps and not plateau.stopped:
             bad_records = BadRecords(d.max_bad_records)
             batches = Waiting(train_batches(
-                **train_options(config, specs, sources, tokenizer), start_step=start_step,
+                **train_options(config, specs, sources, tokenizer, answers), start_step=start_step,
                 process_index=jax.process_index(), process_count=jax.process_count(), parallel_reads=d.parallel_reads,
                 bad_records=bad_records))
             bad_steps = BadSteps(workdir, sources, t.not_finite, t.max_skipped_steps)
@@ -273,12 +278,13 @@ def evaluate_only(config, workdir):
     else:
         sources = make_eval_sources(d)
     mesh, tokenizer, model = build(config)
+    answers = find_answers(config, model, (), workdir)
     params = load_params(workdir, abstract_params(mesh, model, config), ema=config.eval.ema)
     with sharding.use(mesh, config.mesh.rules), StopSignal() as stop, stop.at_once():
         predictor = Predictor(model, mesh, config.eval)
         predictor.params = params
         name = f"{pathlib.Path(workdir).name}, step {read_about(workdir)['next_step']}{', averaged' * config.eval.ema}"
-        scores = evaluate(predictor, mesh, config, sources, tokenizer, output, name)
+        scores = evaluate(predictor, mesh, config, sources, tokenizer, output, name, answers)
     if jax.process_index() == 0:
         log.info("%s", ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
     return scores

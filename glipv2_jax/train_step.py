@@ -9,18 +9,21 @@ import optax
 from glipv2_jax import sharding
 from glipv2_jax.detection import atss, box_coder, proposals
 from glipv2_jax.detection.anchors import anchors, level_shapes, level_sizes
-from glipv2_jax.losses import contrastive, grounding, localization, mask, mlm, total
+from glipv2_jax.losses import answers, captions, contrastive, grounding, localization, mask, mlm, total
 from glipv2_jax.optim import frozen, path_string
 from glipv2_jax.train_state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Which losses are on and their settings. L = L_loc + L_intra + L_inter + L_mlm, and L_mask of GLIPv2's transfer."""
+    """Which losses are on and their settings. L = L_loc + L_intra + L_inter + L_mlm, and L_mask, captions and answers of
+    GLIPv2's transfer."""
     mask_id: int
     vocab_size: int
     mlm_rate: float = 0.15               # 0 switches masked language modelling off
     mlm_positions: int = 64              # most words of a text that are scored; the vocabulary layer is the widest there is
+    caption_words: int = 0               # most words of a caption that are learned; 0 switches writing off
+    answers: bool = False                # questions are answered
     contrastive_regions: int = 100       # K regions of an image in the inter-image loss; 0 switches it off
     weights: tuple[tuple[str, float], ...] = ()
     mask_boxes: int = 0                  # boxes of an image in which masks are learned, at most; 0 switches them off
@@ -30,6 +33,9 @@ class Objective:
 
 def compute_losses(model, objective, params, batch, key, train=True):
     """All losses of a batch.
+
+    A text that is being written (`causal`) trains the caption's loss alone, and one whose words nobody has matched to boxes
+    those of words and answers alone: their images are padding to the losses of boxes, alignment and inter-image contrast.
 
     Args:
       model: GLIPv2 module. objective: Objective.
@@ -47,11 +53,19 @@ def compute_losses(model, objective, params, batch, key, train=True):
                                             mask_id=objective.mask_id, vocab_size=objective.vocab_size,
                                             rate=objective.mlm_rate)
         mlm_positions, mlm_valid = mlm.positions(scored, min(objective.mlm_positions, token_ids.shape[1]))
+        targets = jnp.take_along_axis(batch["token_ids"], mlm_positions, axis=1)
+    positions, causal = mlm_positions, None
+    if objective.caption_words:
+        causal = batch["causal"]
+        written = captions.next_words(batch["token_ids"], batch["token_mask"] & causal[:, None], objective.caption_words)
+        positions = written[0] if mlm_positions is None else jnp.concatenate([mlm_positions, written[0]], axis=1)
     outputs = model.apply({"params": params}, batch["image"], batch["image_size"], token_ids, batch["token_mask"],
-                          mlm_positions, train, rngs={"dropout": key_dropout})
+                          positions, train, causal, rngs={"dropout": key_dropout})
 
     shapes = level_shapes(*batch["image"].shape[1:3])
     boxes = anchors(shapes)
+    if "is_grounded" in batch:
+        batch = batch | {key: batch[key] & batch["is_grounded"][:, None] for key in ("box_mask", "token_mask")}
     matched = jax.vmap(lambda b, m: atss.assign(boxes, level_sizes(shapes), b, m))(batch["boxes"], batch["box_mask"])
     matched = sharding.constrain_batch(matched)
     terms = {
@@ -64,9 +78,13 @@ def compute_losses(model, objective, params, batch, key, train=True):
         terms["inter"] = _inter_image(objective, outputs, matched, batch, key_regions)
     if objective.mask_boxes:
         terms["mask"] = _masks(model, objective, params, outputs, boxes, matched, batch, jax.random.fold_in(key_regions, 1))
+    asked = 0 if mlm_positions is None else mlm_positions.shape[1]
     if mlm_positions is not None:
-        targets = jnp.take_along_axis(batch["token_ids"], mlm_positions, axis=1)
-        terms["mlm"] = mlm.mlm_loss(outputs.mlm_logits, targets, mlm_valid)
+        terms["mlm"] = mlm.mlm_loss(outputs.mlm_logits[:, :asked], targets, mlm_valid)
+    if objective.caption_words:
+        terms["caption"] = captions.caption_loss(outputs.mlm_logits[:, asked:], *written[1:])
+    if objective.answers:
+        terms["answer"] = answers.answer_loss(outputs.answer_logits, batch["answer_scores"], batch["is_question"])
     return total.combine(terms, dict(objective.weights))
 
 

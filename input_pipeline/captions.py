@@ -7,18 +7,24 @@ import numpy as np
 from input_pipeline import image_ops
 from input_pipeline.annotations import Problems, checked_id, field, load_lists, refuse
 
+VQA_IMAGE = "COCO_{split}_{id:012d}.jpg"     # what the images of VQA v2 are called
+
 
 class CocoCaptions:
-    """A record for each caption of a COCO caption file, in the file's order; `image_id` is that of the image.
+    """A record for each caption of a COCO caption file, in the file's order; `image_id` is that of the image. `about` holds
+    `references`, all captions of it.
 
     Args:
       json_path: file with `images` (`id`, `file_name`) and `annotations` (`image_id`, `caption`).
       image_folder: what `file_name` is relative to.
       name: of the source in errors and logs.
+    Attributes:
+      image_ids: int64 [records].
     Raises: ValueError listing the records at fault.
     """
 
     class_names, category_ids = (), ()
+    writes, names_boxes = True, False
 
     def __init__(self, json_path: str | os.PathLike, image_folder: str | os.PathLike, *, name: str | None = None):
         content = load_lists(json_path, ("images", "annotations"))
@@ -44,6 +50,9 @@ class CocoCaptions:
         if not self._ids and not problems.found:
             problems.found.append("found no caption, expected at least one")
         refuse(json_path, problems.found)
+        self.image_ids, self._of_image = np.array(self._ids, np.int64), {}
+        for image_id, caption in zip(self._ids, self._captions):
+            self._of_image.setdefault(image_id, []).append(caption)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -68,7 +77,8 @@ class CocoCaptions:
     def __getitem__(self, index: int) -> dict:
         image_id = self._ids[index]
         path = self._folder / self._files[image_id]
-        return {"image": lambda: image_ops.decode(path), "image_id": image_id} | _without_boxes(self._captions[index])
+        return {"image": lambda: image_ops.decode(path), "image_id": image_id, "about": {"references": list(self._of_image[image_id])},
+                } | _without_boxes(self._captions[index])
 
 
 class Vqa:
@@ -87,13 +97,15 @@ class Vqa:
     """
 
     class_names, category_ids = (), ()
+    asks, names_boxes = True, False
+    annotations_path: str | os.PathLike | None
 
     def __init__(self, json_path: str | os.PathLike, image_folder: str | os.PathLike, *,
                  annotations_path: str | os.PathLike | None = None,
-                 file_pattern: str = "COCO_{split}_{id:012d}.jpg", name: str | None = None):
+                 file_pattern: str = VQA_IMAGE, name: str | None = None):
         content = load_lists(json_path, ("questions",))
         self.name, self._folder = name or pathlib.Path(json_path).stem, pathlib.Path(image_folder)
-        answers, problems = {}, Problems()
+        self.annotations_path, answers, problems = annotations_path, {}, Problems()
         if annotations_path is not None:
             for n, annotation in enumerate(load_lists(annotations_path, ("annotations",))["annotations"]):
                 with problems:
@@ -127,6 +139,11 @@ class Vqa:
         """The question alone."""
         return self._questions[index][2]
 
+    def questions(self, index: int) -> list[dict]:
+        """`questions` of the record, without the image."""
+        _, _, question, answer, answers = self._questions[index]
+        return [{"question": question, "answer": answer, "answers": list(answers)}]
+
     def file_name(self, index: int) -> str:
         """The name that the pattern gives."""
         return self._file(self._questions[index][1]).name
@@ -136,11 +153,10 @@ class Vqa:
         return image_ops.read_file(self._file(self._questions[index][1]))
 
     def __getitem__(self, index: int) -> dict:
-        question_id, image_id, question, answer, answers = self._questions[index]
+        question_id, image_id, question, _, _ = self._questions[index]
         path = self._file(image_id)
         return {"image": lambda: image_ops.decode(path), "image_id": question_id, "about": {"image_id": image_id},
-                "questions": [{"question": question, "answer": answer, "answers": list(answers)}],
-                } | _without_boxes(question)
+                "questions": self.questions(index)} | _without_boxes(question)
 
 
 def _without_boxes(caption):

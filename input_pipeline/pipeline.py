@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from input_pipeline import image_ops, ops, prompts, text_ops
+from input_pipeline.answers import AnswerList
 from input_pipeline.canvases import Order, by_canvas
 from input_pipeline.caption_packing import ALONE, Packing, pack
 from input_pipeline.schema import MLM_NEVER, NO_CLASS, batch_spec
@@ -66,8 +67,8 @@ def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, sta
                   num_negatives: int | None | Sequence[int | None], class_table: ClassTable, tokenizer: Tokenizer,
                   process_index: int = 0, process_count: int = 1, full_probability: float = 0.5, separator: str = prompts.SEPARATOR,
                   mlm_on_detection: bool = False, mask_size: int | None = None, parallel_reads: int = 8,
-                  bad_records: BadRecords | None = None, packing: Packing = ALONE,
-                  wordings: Sequence[str] = ()) -> Iterator[dict]:
+                  bad_records: BadRecords | None = None, packing: Packing = ALONE, wordings: Sequence[str] = (),
+                  writes: bool = False, answers: AnswerList | None = None) -> Iterator[dict]:
     """Endless training batches of this host, from `start_step` on.
 
     Crowd boxes and boxes no wider or higher than a pixel are dropped. An image left without boxes stays, with
@@ -94,7 +95,9 @@ def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, sta
         In its place stands a record of the same source and canvas, drawn by (seed, position, attempt).
       packing: how many captions of other records stand around a caption, for sources that give captions without images.
       wordings: templates of class names, see `prompts.worded`; every prompt of class names takes one of them at random.
-    Yields: dicts of `schema.batch_spec(batch_size / process_count, canvas, max_tokens, max_boxes, mask_size)`.
+      writes: texts of sources that `writes` are to be written; else they are captions like others.
+      answers: what questions of sources that `asks` are answered from; None: they are captions like others.
+    Yields: dicts of `schema.batch_spec` for batch_size / process_count images.
     Raises: ValueError on settings that cannot work, and while iterating for a record that cannot be read,
       naming it.
     """
@@ -103,19 +106,20 @@ def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, sta
         sources, weights, seed=seed, batch_size=batch_size, canvases=canvases, augment=augment, max_tokens=max_tokens,
         max_boxes=max_boxes, num_negatives=num_negatives, class_table=class_table, tokenizer=tokenizer,
         full_probability=full_probability, separator=separator, mlm_on_detection=mlm_on_detection, mask_size=mask_size,
-        bad_records=bad_records, packing=packing, wordings=wordings)
+        bad_records=bad_records, packing=packing, wordings=wordings, writes=writes, answers=answers)
 
     def read_row(counter):
         step, row = divmod(counter, rows)
         return read(step, process_index * rows + row)
     # The canvas may change from step to step.
-    spec = _example_spec((None, None), max_tokens, max_boxes, mask_size)
+    spec = _example_spec((None, None), max_tokens, max_boxes, mask_size, writes=writes, num_answers=len(answers or ()))
     return _read_ahead(read_row, range(start_step * rows, _FOREVER), rows, spec, parallel_reads)
 
 
 def train_reader(sources, weights, *, seed, batch_size, canvases, augment, max_tokens, max_boxes, num_negatives,
                  class_table, tokenizer, full_probability=0.5, separator=prompts.SEPARATOR, mlm_on_detection=False,
-                 mask_size=None, bad_records=None, packing=ALONE, wordings=()) -> Callable[[int, int], dict]:
+                 mask_size=None, bad_records=None, packing=ALONE, wordings=(), writes=False,
+                 answers=None) -> Callable[[int, int], dict]:
     """The function (step, row of the global batch) -> example that `train_batches` reads with, without TensorFlow."""
     _check_at_least(max_tokens=(max_tokens, 2), max_boxes=(max_boxes, 1), canvases=(min(map(min, canvases)), 1))
     steps = ops.parse(augment)
@@ -144,6 +148,9 @@ def train_reader(sources, weights, *, seed, batch_size, canvases, augment, max_t
         return found
 
     def text_of(record, place, index, rng):
+        if writes and getattr(sources[place], "writes", False):
+            text, kept = _caption_text(record, tokenizer, max_tokens)
+            return text | {"mlm_eligible": np.full(max_tokens, MLM_NEVER, np.int8)}, kept
         if "caption" in record:
             return _caption_text(record, tokenizer, max_tokens, other_captions(place, index, rng), rng)
         names = worded[place][rng.integers(len(wordings)) if len(wordings) > 1 else 0]
@@ -183,7 +190,8 @@ def train_reader(sources, weights, *, seed, batch_size, canvases, augment, max_t
             text, kept = text_of(record, place, index, rng)
             if len(kept) > max_boxes:
                 kept = np.sort(rng.choice(kept, max_boxes, replace=False))
-            return _assemble(record, text, kept, view, canvas, max_boxes, mask_size) | {"source": np.int32(place)}
+            return _assemble(record, text, kept, view, canvas, max_boxes, mask_size) | _task(
+                source, record, writes, answers) | {"source": np.int32(place)}
     return read
 
 
@@ -313,9 +321,9 @@ def _report(order, sources, steps):
              f"; about {padding['canvases']:.0%} of the pixels are padding, on one square {padding['square']:.0%}")
 
 
-def _example_spec(canvas, max_tokens, max_boxes, mask_size):
+def _example_spec(canvas, max_tokens, max_boxes, mask_size, **tasks):
     """key -> (shape, dtype) of one example."""
-    batched = batch_spec(1, canvas, max_tokens, max_boxes, mask_size)
+    batched = batch_spec(1, canvas, max_tokens, max_boxes, mask_size, **tasks)
     return {key: (shape[1:], dtype) for key, (shape, dtype) in batched.items()}
 
 
@@ -394,6 +402,21 @@ def _caption_text(record, tokenizer, max_tokens, others=(), rng=None):
         "token_class": np.full(max_tokens, NO_CLASS, np.int32),
         "mlm_eligible": np.where(is_own, text_ops.mlm_eligible_caption(encoding.offsets), MLM_NEVER).astype(np.int8),
     }, np.arange(len(record["boxes"]))
+
+
+def _task(source, record, writes, answers):
+    """Keys of an example that say what its text is for, where the run writes or answers."""
+    if not writes and answers is None:
+        return {}
+    causal = writes and getattr(source, "writes", False)
+    found = {"causal": np.bool_(causal), "is_grounded": np.bool_(getattr(source, "names_boxes", True) and not causal)}
+    if answers is not None:
+        asks = getattr(source, "asks", False)
+        if asks and len(record["questions"]) != 1:
+            raise ValueError(f"questions: found {len(record['questions'])}, expected one, the caption")
+        found |= {"is_question": np.bool_(asks),
+                  "answer_scores": answers.scores(record["questions"][0]["answers"] if asks else ())}
+    return found
 
 
 def _class_text(record, encoding, spans, class_ids, mlm=False):

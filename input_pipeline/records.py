@@ -19,6 +19,7 @@ from input_pipeline.annotations import load_json
 from input_pipeline.masks import decode_mask, encode_mask
 from input_pipeline.pipeline import usable_record
 from input_pipeline.prompts import Phrase, names_of
+from input_pipeline.schema import TASKS
 
 CARD, SIZES, SPLIT, DATASET = "dataset.json", "sizes.npy", "records", "glipv2"
 LAYOUT = 1                           # of what a record holds; another number is refused
@@ -117,7 +118,8 @@ def description(source) -> dict:
     return {"layout": LAYOUT, "class_names": list(source.class_names), "category_ids": list(source.category_ids),
             "prompts": [[name] if isinstance(name, str) else [name.name, name.prefix, name.suffix]
                         for name in names_of(source)],
-            "replace_empty": bool(getattr(source, "replace_empty", False))}
+            "replace_empty": bool(getattr(source, "replace_empty", False))} | {
+                key: getattr(source, key, default) for key, default in TASKS.items() if getattr(source, key, default) != default}
 
 
 def describe(source, told: dict):
@@ -125,6 +127,8 @@ def describe(source, told: dict):
     source.class_names, source.category_ids = tuple(told["class_names"]), tuple(told["category_ids"])
     source.phrases = tuple(words[0] if len(words) == 1 else Phrase(*words) for words in told["prompts"])
     source.replace_empty = told["replace_empty"]
+    for key, default in TASKS.items():
+        setattr(source, key, told.get(key, default))
 
 
 @functools.cache
@@ -171,6 +175,10 @@ class Records:
     def caption(self, index: int) -> str:
         """The caption of a record, without decoding its image."""
         return self._read(index)["caption"].decode()
+
+    def questions(self, index: int) -> list[dict]:
+        """`questions` of the record, without decoding its image."""
+        return json.loads(self._read(index)["questions"])
 
     def file_name(self, index: int) -> str:
         """As the annotations had it."""

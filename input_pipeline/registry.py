@@ -99,11 +99,11 @@ def epoch_records(specs, sources):
     return records / (1 - sum(spec["weight"] for spec in specs if spec.get("rehearsed")))
 
 
-def train_options(config, specs, sources, tokenizer):
+def train_options(config, specs, sources, tokenizer, answers=None):
     """What a config says to `pipeline.train_batches` and `train_reader`, as their arguments.
 
     Args:
-      specs: `train_specs(config.data)`. sources: what they describe.
+      specs: `train_specs(config.data)`. sources: what they describe. answers: AnswerList of a model that answers.
     """
     d = config.data
     return {"sources": sources, "weights": mixture_weights(specs, sources), "seed": config.seed,
@@ -113,7 +113,8 @@ def train_options(config, specs, sources, tokenizer):
                               for count in (spec.get("num_negatives", d.num_negatives) for spec in specs)],
             "wordings": tuple(d.wordings), "mlm_on_detection": d.mlm_on_detection, "mask_size": d.mask_size or None,
             "class_table": ClassTable.from_sources(sources),
-            "tokenizer": tokenizer, "packing": Packing(d.packed_captions, d.unpacked_probability)}
+            "tokenizer": tokenizer, "packing": Packing(d.packed_captions, d.unpacked_probability),
+            "writes": config.loss.caption_words > 0, "answers": answers}
 
 
 def eval_specs(data):

@@ -43,8 +43,9 @@ class Scenes(RenderedWorld):
       seed: non-negative; another seed gives other pictures.
       num_examples: how many records there are; index 0 to num_examples − 1.
       split: a key of SPECIAL_NAMES. "heldout" and "unseen_shapes" show one of their names or more per image.
-      task: "detection" records list every object; "caption" records list those that the caption names;
-        "mixed" has detection at even and captions at odd indices. The picture is the same for every task.
+      task: "detection" records list every object; "caption" records list those that the caption names; "question"
+        records have a question, number index modulo their count, for a caption; "description" records have a caption to be
+        written, and in `about` five `references`; "mixed" has detection at even and captions at odd indices. The picture is the same for every task.
       canvas: (height, width) pixels, at least 64 each; objects scale with the shorter side.
       max_objects: most objects of a picture, 1 to 12.
     Raises: ValueError for an argument outside what is said above; IndexError when read outside.

@@ -5,6 +5,8 @@ A phrase names *all* things it fits: "a red star" is used only where there is ex
 """
 import dataclasses
 from collections.abc import Sequence
+from itertools import zip_longest
+from typing import NamedTuple
 
 import numpy as np
 
@@ -143,35 +145,54 @@ def _link(rng, before, after):
     return f" {_pick(rng, found)} " if found and rng.random() < 0.75 else " and "
 
 
+class Question(NamedTuple):
+    """text, its answer, and index of a thing that it names → (begin, end) of the phrase, in order of index."""
+    text: str
+    answer: str
+    spans: dict[int, tuple[int, int]]
+
+
 def make_questions(rng, things: Sequence[Thing], boxes, names: Sequence[Thing], generic="object"):
     """A count, an existence, a colour and a relation, each where the picture has a clear one.
 
     Args:
       things, boxes, generic: as for `make_caption`.
       names: things of the vocabulary that questions about absent things may mention.
-    Returns: list of {"question", "answer"}; answers are digits, "yes", "no" or a colour word.
+    Returns: list of Question; answers are digits, "yes", "no" or a colour word.
     """
     made = []
+
+    def ask(pattern, answer, *asked):
+        """asked: for each {} of the pattern (its words, indices of the things that they name)."""
+        text, spans = "", {}
+        for part, (words, group) in zip_longest(pattern.split("{}"), asked, fillvalue=("", ())):
+            text += part
+            spans.update(dict.fromkeys(group, (len(text), len(text) + len(words))))
+            text += words
+        made.append(Question(text, answer, dict(sorted(spans.items()))))
+
+    def group(phrase):
+        return [i for i, thing in enumerate(things) if phrase.fits(thing)]
     absent = _absent(rng, things, names)
     asked = absent if absent and rng.random() < 0.2 else random_phrase(rng, _pick(rng, things), generic)
-    made.append((f"how many {asked.words(plural=True)} are there?", str(sum(map(asked.fits, things)))))
+    ask("how many {} are there?", str(len(group(asked))), (asked.words(plural=True), group(asked)))
     asked = absent if absent and rng.random() < 0.5 else random_phrase(rng, _pick(rng, things), generic)
-    made.append((f"is there {asked.counted(1)}?", "no" if asked is absent else "yes"))
+    ask("is there {}?", "no" if asked is absent else "yes", (asked.counted(1), group(asked)))
     phrases = [_full_phrase(thing, generic) for thing in things]
     unique = [i for i, phrase in enumerate(phrases) if sum(map(phrase.fits, things)) == 1]
     if unique:
         index = _pick(rng, unique)
         asked = dataclasses.replace(phrases[index], colour=None)
         if things[index].colour and sum(map(asked.fits, things)) == 1:
-            made.append((f"what color is the {asked.words()}?", things[index].colour))
+            ask("what color is {}?", things[index].colour, (f"the {asked.words()}", [index]))
     if len(unique) > 1:
         one, other = rng.choice(unique, 2, replace=False)
         if found := relations(boxes[one], boxes[other]):
             relation, answer = _pick(rng, found), "yes"
             if rng.random() < 0.5:
                 relation, answer = _OPPOSITE[relation], "no"
-            made.append((f"is the {phrases[one].words()} {relation} the {phrases[other].words()}?", answer))
-    return [{"question": question, "answer": answer} for question, answer in made]
+            ask(f"is {{}} {relation} {{}}?", answer, *((f"the {phrases[i].words()}", [int(i)]) for i in (one, other)))
+    return made
 
 
 def _pick(rng, items):

@@ -8,12 +8,16 @@ import numpy as np
 
 from input_pipeline.scenes_backgrounds import BACKGROUND_WORDS, render_background
 from input_pipeline.scenes_language import SIZES, Thing, make_caption, make_questions
-from input_pipeline.scenes_render import Canvas, Cutout, boxes_of
+from input_pipeline.scenes_render import PALETTE, Canvas, Cutout, boxes_of
 from input_pipeline.schema import NO_CLASS
 
-TASKS = ("detection", "caption", "mixed")
 MIN_CANVAS = 64  # pixels; below, a small object is too small to tell what it is
 MAX_OBJECTS = 12
+TASKS = ("detection", "caption", "mixed", "question", "description")
+REFERENCES = 5    # captions of a picture that a description is compared with
+PEOPLE = 10       # who answer a question, all alike: as many as VQA v2 asks
+# Colours are those of scenes; a world without colours asks for none.
+ANSWERS = ("yes", "no", *map(str, range(MAX_OBJECTS + 1)), *PALETTE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +46,8 @@ class RenderedWorld:
 
     Attributes:
       name: "<world>_<split>_<task>".
-      class_names: names that may occur in this split; empty for task "caption".
+      class_names: names that may occur in this split; empty for tasks "caption", "question" and "description".
+      asks, possible_answers: of task "question", see `input_pipeline.schema`. writes: of task "description".
       category_ids: ids of the same names, equal in every split.
       held_out: indices into class_names that split "train" never shows; score these for zero-shot results.
     """
@@ -73,7 +78,9 @@ class RenderedWorld:
         self._seen = tuple(thing for thing in names if thing not in unseen)
         self._names = tuple(thing for thing in names if thing not in unseen or thing in self._special)
         self._class_of = {thing.name: index for index, thing in enumerate(self._names)}
-        listed = () if task == "caption" else self._names
+        listed = self._names if task in ("detection", "mixed") else ()
+        self.asks, self.writes = task == "question", task == "description"
+        self.possible_answers = ANSWERS
         self.class_names = tuple(thing.name for thing in listed)
         self.category_ids = tuple(names.index(thing) + 1 for thing in listed)
         self.held_out = tuple(index for index, thing in enumerate(listed) if thing in self._special)
@@ -96,17 +103,26 @@ class RenderedWorld:
     def __getitem__(self, index):
         scene, rng = self._render(index)
         record = {"image": scene.image, "image_id": int(index)}
-        if self.task == "caption" or (self.task == "mixed" and index % 2):
-            ending = BACKGROUND_WORDS.get(scene.background) if rng.random() < 0.5 else None
-            caption, spans = make_caption(rng, scene.things, scene.boxes, self.generic, ending)
-            named = list(spans)
-            record.update(boxes=scene.boxes[named], classes=np.full(len(named), NO_CLASS, np.int32),
-                          caption=caption, spans=[[spans[i]] for i in named], masks=scene.masks[named])
-        else:
+        if self.task in ("caption", "description") or (self.task == "mixed" and index % 2):
+            record.update(_about(scene, *self._caption(rng, scene)))
+        elif self.task != "question":
             classes = np.array([self._class_of[thing.name] for thing in scene.things], np.int32)
             record.update(boxes=scene.boxes, classes=classes, masks=scene.masks)
-        record["questions"] = make_questions(rng, scene.things, scene.boxes, self._names, self.generic)
+        asked = make_questions(rng, scene.things, scene.boxes, self._names, self.generic)
+        record["questions"] = [{"question": one.text, "answer": one.answer} for one in asked]
+        if self.task == "question":
+            chosen = index % len(asked)
+            record.update(_about(scene, asked[chosen].text, asked[chosen].spans))
+            record["questions"] = [record["questions"][chosen] | {"answers": [asked[chosen].answer] * PEOPLE}]
+            record["about"] = {"question_type": " ".join(asked[chosen].text.split()[:2])}
+        elif self.task == "description":
+            others = [self._caption(rng, scene)[0] for _ in range(REFERENCES - 1)]
+            record["about"] = {"references": [record["caption"], *others]}
         return record
+
+    def _caption(self, rng, scene):
+        ending = BACKGROUND_WORDS.get(scene.background) if rng.random() < 0.5 else None
+        return make_caption(rng, scene.things, scene.boxes, self.generic, ending)
 
     def scene(self, index: int) -> Scene:
         """The picture of record `index` with all of its objects. Raises: IndexError outside 0 to len − 1."""
@@ -144,3 +160,10 @@ class RenderedWorld:
             size = SIZES[rng.choice(3, p=(0.55, 0.4, 0.05) if crowded else (0.3, 0.4, 0.3))]
             things.append(dataclasses.replace(thing, size=size))
         return things
+
+
+def _about(scene, text, spans):
+    """Keys of a record whose text names the things that are keys of `spans`."""
+    named = list(spans)
+    return {"caption": text, "spans": [[spans[i]] for i in named], "boxes": scene.boxes[named], "masks": scene.masks[named],
+            "classes": np.full(len(named), NO_CLASS, np.int32)}

@@ -45,7 +45,7 @@ class Tokenizer:
         self._backend = fast.backend_tokenizer
         self._backend.encode_special_tokens = literal
         self.vocab_size = len(tokens)
-        self.pad_id, self.sep_id, self.mask_id = tokens["[PAD]"], tokens["[SEP]"], tokens["[MASK]"]
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (tokens[token] for token in SPECIAL_TOKENS)
         self.count = functools.lru_cache(maxsize=65536)(self._count)
 
     def encode(self, text: str, max_tokens: int = 256) -> Encoding:
@@ -65,6 +65,10 @@ class Tokenizer:
     def pieces(self, ids) -> list[str]:
         """The words and pieces of words ("##s") behind ids."""
         return [self._backend.id_to_token(int(token)) for token in ids]
+
+    def text(self, ids) -> str:
+        """The text that ids spell, without special tokens; lower case, with marks at their words."""
+        return self._backend.decode([int(token) for token in ids])
 
     def _count(self, text: str) -> int:
         """Tokens of `text` without [CLS] and [SEP]. Cached: the same class names come again and again."""

@@ -134,7 +134,7 @@ def test_parts_keep_masks_as_run_lengths(tmp_path):
     (["--benchmark=lvis_minival", "--data={tmp}", "--split=val"], "split of lvis_minival: found 'val', expected one of minival"),
     (["--benchmark=odinw13", "--data={tmp}"], "13 of 13 sets of ODinW have no annotations: AerialMaritimeDrone_large"),
     (["--benchmark=coco", "--data={tmp}", "--sets=a"], "--sets belongs to odinw13 and odinw35, not to coco"),
-    (["--benchmark=vqav2", "--data={tmp}"], "no checkpoint can answer it yet"),
+    (["--benchmark=vqav2", "--data={tmp}"], "found no file v2_OpenEnded_mscoco_val2014_questions.json"),
     (["--benchmark=flickr30k", "--data={tmp}"], "found no file final_flickr_separateGT_test.json"),
     (["--benchmark=refcoco", "--data={tmp}"], r"found no file finetune_refcoco_val\.json or finetune_refcoco\+_val")])
 def test_missing_data_is_named_before_any_model_work(arguments, message, tmp_path):

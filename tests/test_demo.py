@@ -18,7 +18,7 @@ from PIL import Image
 
 from glipv2_jax.demo import command, server
 from glipv2_jax.detection.masks import PastedMasks
-from glipv2_jax.detections import Detections
+from glipv2_jax.detections import Answer, Detections
 from glipv2_jax.draw import MASK_OPACITY
 
 PORT = 8000
@@ -124,6 +124,30 @@ def test_a_real_detector_answers_both_kinds(detector):
     assert scores == sorted(scores, reverse=True) and scores[-1] >= server.LEAST_SCORE
     code, answer = _ask(client, "a cat on a red chair", "caption", image=_png((90, 64)))
     assert code == 200 and answer["names"] == ["a cat", "a red chair"]
+
+
+class Talking(KnownBoxes):
+    """Answers and describes, too."""
+    can_answer = can_describe = True
+
+    def answer(self, image, question, **_):
+        return Answer(question, ("2", "yes"), np.array([0.75, 0.25]), self.ground(image, question))
+
+    def describe(self, image, **_):
+        return self.ground(image, "a star by a circle")
+
+
+def test_questions_and_descriptions_are_offered_by_models_that_can(client):
+    assert client.get("/about", base_url=HOME).get_json()["kinds"] == ["classes", "caption"]
+    code, answer = _ask(client, "how many?", "question")
+    assert code == 400 and answer["error"] == "kind: found 'question', expected classes or caption"
+    client = server.make_app(Talking(), EXAMPLE, port=PORT).test_client()
+    assert client.get("/about", base_url=HOME).get_json()["kinds"] == ["classes", "caption", "question", "description"]
+    code, answer = _ask(client, "a star by a circle?", "question", image=_png())
+    assert code == 200 and answer["said"] == "2 75%, yes 25%" and answer["record"]["grounding"]["regions"]
+    code, answer = _ask(client, "", "description", image=_png())
+    assert code == 200 and answer["said"] == "" and answer["record"]["grounding"]["caption"] == "a star by a circle"
+    assert _ask(client, " ", "question")[0] == 400
 
 
 def test_a_photograph_on_its_side_is_answered_upright(client):

@@ -1,4 +1,4 @@
-"""`glipv2 detect` and `glipv2 ground` on files, folders and patterns: what they write, and what they never touch."""
+"""`glipv2 detect`, `ground`, `answer` and `describe` on files, folders and patterns: what they write, and what they never touch."""
 import json
 import sys
 
@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from glipv2_jax import photos
+from glipv2_jax.detections import Answer, Detections
 
 
 @pytest.fixture
@@ -32,6 +33,39 @@ def test_pictures_and_records_of_a_folder(command, tmp_path, capsys):
     line = json.loads((tmp_path / "found" / "a.json").read_text())
     assert {i["category"] for i in line["detection"]["instances"]} <= {"traffic light", "dog"}
     assert "2 pictures in found; the first after" in capsys.readouterr().out
+
+
+class Talking:
+    """In the place of a Detector: says the same about every picture."""
+
+    def answer(self, image, question, top, threshold):
+        return Answer(question, ("yes", "no")[:top], np.array([0.75, 0.25])[:top], self.describe(image, threshold, caption=question))
+
+    def describe(self, image, threshold, caption="a cat", **options):
+        self.options = options
+        return Detections(np.array([[1, 1, 20, 30]], np.float32), np.array([0.9]), np.array([0]), (caption[:5],),
+                          np.asarray(Image.open(image)), caption, (((0, 5),),))
+
+
+def test_answers_and_captions_are_said_and_kept(command, monkeypatch, tmp_path, capsys):
+    talking = Talking()
+    monkeypatch.setattr("glipv2_jax.predict.Detector.from_pretrained", lambda *args, **options: talking)
+    command("pictures", "is there a cat?", "--top=1", find=photos.answer)
+    record = json.loads((tmp_path / "found" / "a.json").read_text())
+    assert record["answers"] == [{"answer": "yes", "probability": 0.75}] and record["grounding"]["regions"][0]["score"] == 0.9
+    assert "a.jpg: yes 0.75; is th 0.90" in capsys.readouterr().out
+    command("pictures/a.jpg", "--beams=2", "--words=7", "--output=said", find=photos.describe)
+    assert talking.options == {"beams": 2, "max_words": 7, "length_penalty": 0.0}
+    assert json.loads((tmp_path / "said" / "a.json").read_text())["grounding"]["caption"] == "a cat"
+    assert "a.jpg: a cat; a cat 0.90" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no question; expected it after the photographs"):
+        command("pictures", " ", find=photos.answer)
+
+
+def test_models_without_heads_are_named(command, tmp_path):
+    for find, arguments in ((photos.answer, ("pictures", "is it?")), (photos.describe, ("pictures", "--beams=0"))):
+        with pytest.raises(SystemExit, match="answers no questions|beams 0, max_words 20"):
+            command(*arguments, find=find)
 
 
 def test_photographs_are_not_written_over(command, tmp_path):

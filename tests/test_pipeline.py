@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from input_pipeline import BadRecords, eval_batches, prompts, train_batches
+from input_pipeline.answers import AnswerList
 from input_pipeline.pipeline import train_reader
+from input_pipeline.registry import make_source
 from input_pipeline.schema import MLM_NEVER, MLM_SCORED, NO_CLASS, batch_spec
 from input_pipeline.sources import ClassTable, mixture_weights
 from input_pipeline.tokenizer import Tokenizer
@@ -536,3 +538,25 @@ def test_a_program_ends_while_its_stream_is_open():
     done = subprocess.run([sys.executable, "-c", UNFINISHED], cwd=pathlib.Path(__file__).parent.parent,
                           capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_texts_to_write_and_questions_stand_beside_class_lists():
+    scenes = {"kind": "scenes", "canvas": (64, 64), "num_examples": 8}
+    sources = [make_source({**scenes, "task": task}) for task in ("detection", "question", "description", "caption")]
+    answers = AnswerList.most_frequent(sources, 25)
+    options = {"seed": 0, "batch_size": 12, "canvases": [(64, 64)], "augment": "", "max_tokens": 48, "max_boxes": 8,
+               "num_negatives": 3, "class_table": ClassTable.from_sources(sources), "tokenizer": Tokenizer()}
+    batch = next(train_batches(sources, [1] * 4, start_step=0, writes=True, answers=answers, **options))
+    spec = batch_spec(12, (64, 64), 48, 8, writes=True, num_answers=25)
+    assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {key: (s, np.dtype(d)) for key, (s, d) in spec.items()}
+    kind = batch["source"]
+    assert set(kind.tolist()) == {0, 1, 2, 3}
+    np.testing.assert_array_equal(batch["causal"], kind == 2)
+    np.testing.assert_array_equal(batch["is_question"], kind == 1)
+    np.testing.assert_array_equal(batch["is_grounded"], kind != 2)
+    np.testing.assert_array_equal(batch["answer_scores"].max(1), kind == 1)
+    assert (batch["mlm_eligible"][kind == 2] == -1).all() and (batch["mlm_eligible"][kind == 3] == 1).any()
+    # A run that neither writes nor answers reads the same texts as captions, and has no more keys than ever.
+    plain = next(train_batches(sources, [1] * 4, start_step=0, **options))
+    assert not {"causal", "is_grounded", "is_question", "answer_scores"} & set(plain)
+    np.testing.assert_array_equal(plain["token_ids"], batch["token_ids"])

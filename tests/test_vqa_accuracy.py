@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from glipv2_jax.evaluation.vqa_accuracy import normalize_answer, vqa_accuracy, without_punctuation
+from glipv2_jax.evaluation.vqa_accuracy import vqa_accuracy
+from input_pipeline.answers import normalize_answer, without_punctuation
 
 
 def test_answers_are_normalised_as_by_the_official_code(shared_data):

@@ -13,10 +13,12 @@ from glipv2_jax.models.config import config_from_dict
 from glipv2_jax.models.describe import parameter_shapes
 from glipv2_jax.predict import Detector
 from glipv2_jax.train_state import TrainState
+from input_pipeline.answers import ANSWERS_FILE
 
 
 def slim(directory, output, *, ema=False, words=None):
-    """Writes a workdir that holds parameters in bfloat16, without optimizer, averages and the head of masked words.
+    """Writes a workdir that holds parameters in bfloat16, without optimizer and averages, and without the head of masked words
+    where it has not learned to write captions.
 
     `Detector`, `init_from` and everything else that reads a workdir read it; parameters come back as float32.
 
@@ -38,8 +40,9 @@ def slim(directory, output, *, ema=False, words=None):
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
                             parameter_shapes(config))
     params = dict(load_params(directory, abstract, ema=ema))
-    left_out = {"mlm_head": False} | ({"prompt_tokens": 0} if words is not None else {})
-    for part in ("mlm", *(encoded_words.REPLACED if words is not None else ())):
+    writes = config.mlm_head and bool(run.get("loss", {}).get("caption_words"))
+    left_out = {"mlm_head": writes} | ({"prompt_tokens": 0} if words is not None else {})
+    for part in (*(() if writes else ("mlm",)), *(encoded_words.REPLACED if words is not None else ())):
         params.pop(part, None)
     params = jax.tree.map(lambda x: np.asarray(x.astype(jnp.bfloat16)), params)
     config = dataclasses.replace(config, **left_out)
@@ -51,7 +54,8 @@ def slim(directory, output, *, ema=False, words=None):
     checkpoints = Checkpoints(output)
     checkpoints.save(TrainState(np.int32(about["next_step"]), params, (), None, np.float32(0)), run, dataclasses.asdict(config))
     checkpoints.close()
-    if (directory / "vocab.txt").exists():
-        shutil.copyfile(directory / "vocab.txt", output / "vocab.txt")
+    for name in ("vocab.txt", ANSWERS_FILE):
+        if (directory / name).exists():
+            shutil.copyfile(directory / name, output / name)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf
             for path, leaf in jax.tree_util.tree_leaves_with_path(params)}

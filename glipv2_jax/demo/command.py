@@ -28,7 +28,8 @@ def main(argv=None):
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"glipv2: {error}")
     scene, names = example_scene()
-    example = Example(scene, classes=". ".join(names) + ".", caption=example_caption()[1])
+    example = Example(scene, classes=". ".join(names) + ".", caption=example_caption()[1],
+                      question="how many shapes are there?")
     port = listening.getsockname()[1]
     server = make_server(make_app(detector, example, port=port, title=args.checkpoint or "built-in weights: rendered shapes"), listening)
     print(f"Open http://{ADDRESS}:{port} in a browser on this computer. Ctrl-C ends the program.", flush=True)

@@ -49,13 +49,15 @@ class Example:
     image: np.ndarray
     classes: str
     caption: str
+    question: str = ""
 
 
 def make_app(detector, example, *, port, title=""):
     """The web application.
 
     Args:
-      detector: Detector, or anything with its `detect` and `ground`.
+      detector: Detector, or anything with its `detect` and `ground`; the page offers `answer` and `describe` where it `can_answer`
+        and `can_describe`.
       example: Example.
       port: int, where it will be reached: a request that names another host or port is refused.
       title: what the page calls the model.
@@ -67,6 +69,8 @@ def make_app(detector, example, *, port, title=""):
     hosts = {f"{name}{suffix}" for name in ("127.0.0.1", "localhost")
              for suffix in ([f":{port}", ""] if port == 80 else [f":{port}"])}
     one_at_a_time = threading.Lock()
+    kinds = ["classes", "caption", *(kind for kind, able in (("question", "can_answer"), ("description", "can_describe"))
+                                     if getattr(detector, able, False))]
 
     @app.before_request
     def refuse_strangers():
@@ -107,7 +111,7 @@ def make_app(detector, example, *, port, title=""):
     @app.get("/about")
     def about():
         return {"title": title, "classes": example.classes, "caption": example.caption,
-                "picture": _data_url(example.image), "maxBytes": MAX_BYTES, "leastScore": LEAST_SCORE}
+                "question": example.question, "kinds": kinds, "picture": _data_url(example.image), "maxBytes": MAX_BYTES, "leastScore": LEAST_SCORE}
 
     @app.post("/find")
     def find():
@@ -116,21 +120,27 @@ def make_app(detector, example, *, port, title=""):
         if (flask.request.content_length or 0) > app.config["MAX_CONTENT_LENGTH"]:
             flask.abort(413, _too_large())
         kind, text = flask.request.form.get("kind"), flask.request.form.get("text", "")
-        names = _checked_words(kind, text)
+        names = _checked_words(kind, text, kinds)
         upload = flask.request.files.get("image")
         name, image = ("example.png", example.image) if upload is None else _read(upload)
         with one_at_a_time:
-            started = time.perf_counter()
+            started, said = time.perf_counter(), ""
             try:
                 if kind == "classes":
                     found = detector.detect([image], names, threshold=LEAST_SCORE, max_detections=MAX_DETECTIONS)[0]
+                elif kind == "question":
+                    told = detector.answer(image, text, threshold=LEAST_SCORE)
+                    said = ", ".join(f"{answer} {share:.0%}" for answer, share in zip(told.answers, told.probabilities))
+                    found = told.found
+                elif kind == "description":
+                    found = detector.describe(image, threshold=LEAST_SCORE)
                 else:
                     found = detector.ground(image, text, threshold=LEAST_SCORE)
             except ValueError as error:
                 log.warning("not found: %s", error, exc_info=True)
                 flask.abort(400, str(error))
             seconds = time.perf_counter() - started
-        return _answer(found, name) | {"seconds": round(seconds, 3)}
+        return _answer(found, name) | {"said": said, "seconds": round(seconds, 3)}
 
     return app
 
@@ -150,15 +160,17 @@ def _too_large():
     return f"The file is larger than {MAX_BYTES // 2**20} MB. Make it smaller first."
 
 
-def _checked_words(kind, text):
-    """The class names of a text, or [] for a caption. Stops the request for words that cannot be asked."""
-    if kind not in ("classes", "caption"):
-        flask.abort(400, f"kind: found {kind!r}, expected classes or caption")
+def _checked_words(kind, text, kinds):
+    """The class names of a text, or [] for another kind. Stops the request for words that cannot be asked."""
+    if kind not in kinds:
+        flask.abort(400, f"kind: found {kind!r}, expected {' or '.join(kinds)}")
+    if kind == "description":
+        return []
     if len(text) > MAX_LETTERS:
         flask.abort(400, f"The words have {len(text)} letters; at most {MAX_LETTERS} are read.")
     if not text.strip(" .\r\n\t"):
         flask.abort(400, "No words yet: type what to look for.")
-    if kind == "caption":
+    if kind != "classes":
         return []
     names = [name.strip() for name in text.replace("\n", ".").split(".") if name.strip()]
     if len(names) > MAX_CLASSES:

@@ -10,9 +10,9 @@ import pathlib
 from collections.abc import Callable
 
 from glipv2_jax.evaluation import odinw
-from glipv2_jax.evaluation.protocols import PROTOCOLS
 from input_pipeline import flickr_entities
 from input_pipeline.annotations import load_json
+from input_pipeline.captions import VQA_IMAGE
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +51,6 @@ def find_sources(name: str, data: str | os.PathLike, split: str | None = None, *
     split = split or benchmark.splits[0]
     if split not in benchmark.splits:
         raise ValueError(f"split of {name}: found {split!r}, expected one of {', '.join(benchmark.splits)}")
-    if images and not hasattr(PROTOCOLS[benchmark.protocol], "predictions"):
-        raise ValueError(f"{name}: no checkpoint can answer it yet, this package has no such head; --results=FILE scores a "
-                         "result file")
     if not folder.is_dir():
         raise ValueError(f"{data}: no such folder, expected the data of {name}")
     specs = [{"protocol": benchmark.protocol, **spec} for spec in benchmark.find(folder, split, **options)]
@@ -91,6 +88,9 @@ def _first_image(spec):
     content = load_json(spec["json_path"])
     images = content.get("images") if isinstance(content, dict) else None
     first = images[0] if isinstance(images, list) and images and isinstance(images[0], dict) else {}
+    asked = content.get("questions") if isinstance(content, dict) else None
+    if isinstance(asked, list) and asked and isinstance(asked[0], dict) and isinstance(asked[0].get("image_id"), int):
+        return VQA_IMAGE.format(split=content.get("data_subtype", ""), id=asked[0]["image_id"])
     name = first.get("file_name") or "/".join(str(first.get("coco_url", "")).split("/")[-2:])
     if not name:
         raise ValueError(f"{spec['json_path']}: found no images with a file_name, expected some")

@@ -76,15 +76,16 @@ def score(config, checkpoint, sources, output, *, ema=False):
     Returns: dict "source/metric" → float.
     Raises: FileNotFoundError without a checkpoint; ValueError if it does not fit the config's model.
     """
-    from glipv2_jax.build import abstract_params, build
+    from glipv2_jax.build import abstract_params, build, find_answers
     from glipv2_jax.evaluate import evaluate
     from glipv2_jax.predict import Predictor
     mesh, tokenizer, model = build(config)
+    answers = find_answers(config, model, (), checkpoint)
     with sharding.use(mesh, config.mesh.rules):
         predictor = Predictor(model, mesh, config.eval)
         predictor.params = load_params(checkpoint, abstract_params(mesh, model, config), ema=ema)
         return evaluate(predictor, mesh, config, sources, tokenizer, output,
-                        f"{pathlib.Path(checkpoint).name}, step {read_about(checkpoint)['next_step']}{', averaged' * ema}")
+                        f"{pathlib.Path(checkpoint).name}, step {read_about(checkpoint)['next_step']}{', averaged' * ema}", answers)
 
 
 def score_results(benchmark, specs, path, settings=None):

@@ -39,6 +39,26 @@ def write(path, source, parts, count):
         draw.sheet(pictures, columns=4, titles=titles, cell_width=420).save(path, quality=88)
 
 
+def write_texts(path, source, said, ratings, wanted, count):
+    """A sheet of `count` images with what was to be said and what was said, half of them the worst.
+
+    Args:
+      path: file to write. source: of the records. said: iterable of `parts.Said`. ratings: image id → how good, as a protocol's
+        `ratings`. wanted: function of a record → (text before, the true text). count: images.
+    """
+    rated = sorted(said, key=lambda one: (ratings[one.image_id], one.record))
+    worst, pictures, titles = rated[:min(count // 2, len(rated) // 2)], [], []
+    best = rated[len(worst):][::-1][:count - len(worst)]
+    for kind, one in [*(("worst", one) for one in worst), *(("best", one) for one in best)]:
+        record = source[one.record]
+        before, truth = wanted(record)
+        for title, text in (("truth", truth), ("prediction", one.text)):
+            pictures.append(draw.draw_caption(image_ops.pixels_of(record), f"{before} {text}".strip() or "…", [], np.zeros((0, 4))))
+            titles.append(f"{kind}: {title}")
+    if pictures:
+        draw.sheet(pictures, columns=4, titles=titles, cell_width=420).save(path, quality=88)
+
+
 def _quality(record, found):
     """In [0, 1]; None without truth."""
     crowd = np.asarray(record.get("is_crowd", np.zeros(len(record["boxes"]))), bool)

@@ -2,8 +2,9 @@
 
 `settings` is `config.eval`. `reads_masks` says whether masks matter. `predictions` gathers what a model found, `write` puts
 it into the benchmark's own format, `read` takes such a file of any model, or what it holds, and `score` compares either with
-the truth.
+the truth. Protocols with a `task` are about words that a model says, the others about boxes.
 """
+import collections
 import importlib.metadata
 import json
 
@@ -270,16 +271,44 @@ class Regions(_OfCaptions):
         return region_iou.region_iou((true, row["segmentation"]) for true, row in zip(truth, rows))
 
 
-class Answers:
-    """Questions of VQA v2, scored from a result file: {question_id, answer}."""
-    file = "answers.json"
-    metric = "VQA v2 accuracy, official normalisation"
+class Answers(_OfCaptions):
+    """Questions as VQA v2 has them, ten answers each; results {question_id, answer}."""
+    file, task, keys = "answers.json", "answers", ("question_id", "answer")
+    metric = ("VQA v2 accuracy, official normalisation; baseline: the answer that is most frequent among the true ones of each type of "
+              "question")
+
+    def truth(self, source):
+        """The annotation file, or the content of one for a source without."""
+        if getattr(source, "annotations_path", None):
+            return coco_ap.load(source.annotations_path)
+        annotations = []
+        for index in range(len(source)):
+            record = source[index]
+            one = record["questions"][0]
+            if not one["answers"]:
+                raise ValueError(f"source {source.name!r}, record {index}: found a question without answers, expected those of people")
+            kind = "yes/no" if one["answer"] in ("yes", "no") else "number" if one["answer"].isdigit() else "other"
+            annotations.append({"question_id": int(record["image_id"]), "answers": [{"answer": said} for said in one["answers"]],
+                                "question_type": record.get("about", {}).get("question_type", "all"), "answer_type": kind})
+        return {"annotations": annotations}
+
+    def predictions(self, source, said, settings):
+        return [{"question_id": one.image_id, "answer": one.text} for one in sorted(said, key=lambda one: one.record)]
+
+    def ratings(self, truth, rows):
+        """Id of a question → how right its answer is, in [0, 1]."""
+        return vqa_accuracy.vqa_accuracy(truth, rows)["per_question"]
+
+    def baseline(self, truth):
+        rows = vqa_accuracy.most_frequent_answers(truth)
+        return {"accuracy": vqa_accuracy.vqa_accuracy(truth, rows)["accuracy"]}
+
+    def wanted(self, record):
+        """What a picture of the record says: (its question, the true answer)."""
+        return record["questions"][0]["question"], record["questions"][0]["answer"]
 
     def truth_of(self, spec):
         return spec["annotations_path"]
-
-    def read(self, stored):
-        return coco_json.checked_rows(coco_ap.load(stored), ("question_id", "answer"))
 
     def score(self, truth, rows, settings):
         found = vqa_accuracy.vqa_accuracy(truth, rows)
@@ -287,19 +316,42 @@ class Answers:
             f"accuracy ({kind})": value for kind, value in sorted(found["per_answer_type"].items())}
 
 
-class Captions:
-    """Captions of COCO, scored from a result file: {image_id, caption}. Only the images of the file are scored."""
-    file = "captions.json"
-    metric = "CIDEr-D, BLEU, ROUGE-L over Penn Treebank tokens"
+class Captions(_OfCaptions):
+    """Captions as COCO has them; results {image_id, caption}. Of a result file only the images in it are scored."""
+    file, task, keys = "captions.json", "captions", ("image_id", "caption")
+    metric = ("CIDEr-D, BLEU, ROUGE-L over Penn Treebank tokens; baseline: the caption that is most frequent among the true ones, for "
+              "every image")
+
+    def truth(self, source):
+        """Image id → its captions."""
+        references = {}
+        for index in range(len(source)):
+            record = source[index]
+            references.setdefault(int(record["image_id"]), record["about"]["references"])
+        return references
+
+    def predictions(self, source, said, settings):
+        return [{"image_id": one.image_id, "caption": one.text} for one in sorted(said, key=lambda one: one.record)]
+
+    def ratings(self, references, rows):
+        """Id of an image → CIDEr-D of its caption."""
+        found = caption_scores.caption_scores(references, {row["image_id"]: row["caption"] for row in rows})
+        return {image: scores["CIDEr"] for image, scores in found["per_image"].items()}
+
+    def baseline(self, references):
+        count = collections.Counter(caption for captions in references.values() for caption in captions)
+        found = caption_scores.caption_scores(references, dict.fromkeys(references, count.most_common(1)[0][0]))
+        return {key: found[key] for key in ("Bleu_4", "CIDEr")}
+
+    def wanted(self, record):
+        """What a picture of the record says: (nothing before it, a true caption)."""
+        return "", record["about"]["references"][0]
 
     def truth_of(self, spec):
         references = {}
         for annotation in load_lists(spec["json_path"], ("annotations",))["annotations"]:
             references.setdefault(annotation["image_id"], []).append(annotation["caption"])
         return references
-
-    def read(self, stored):
-        return coco_json.checked_rows(coco_ap.load(stored), ("image_id", "caption"))
 
     def score(self, references, rows, settings):
         candidates = {row["image_id"]: row["caption"] for row in rows}

@@ -1,50 +1,10 @@
 """Accuracy of VQA v2: answers made alike, then compared with those of ten people."""
 import collections
-import re
 import statistics
 
 from glipv2_jax.evaluation.coco_ap import load
 from glipv2_jax.evaluation.coco_json import checked_rows
-
-_PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
-_PERIOD = re.compile(r"\.(?!\d)")
-_COMMA_IN_NUMBER = re.compile(r"\d,\d")
-_NUMBERS = {word: str(n) for n, word in enumerate(
-    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])} | {"none": "0"}
-_ARTICLES = {"a", "an", "the"}
-# The protocol knows these and writes the apostrophe that an answer has left out, one at most.
-_WITH_APOSTROPHE = (
-    "ain't", "aren't", "can't", "could've", "couldn't", "couldn't've", "didn't", "doesn't", "don't", "hadn't",
-    "hadn't've", "hasn't", "haven't", "he'd", "he'd've", "he's", "how'd", "how'll", "how's", "isn't", "it'd", "it'd've",
-    "it'll", "ma'am", "mightn't", "mightn't've", "might've", "mustn't", "must've", "needn't", "not've", "o'clock",
-    "oughtn't", "'ow's'at", "shan't", "she'd've", "should've", "shouldn't", "shouldn't've", "somebody'd've",
-    "somebody'll", "somebody's", "someone'd", "someone'd've", "someone'll", "someone's", "something'd",
-    "something'd've", "something'll", "that's", "there'd", "there'd've", "there're", "there's", "they'd", "they'd've",
-    "they'll", "they're", "they've", "'twas", "wasn't", "we'd've", "we've", "weren't", "what'll", "what're", "what's",
-    "what've", "when's", "where'd", "where's", "where've", "who'd", "who'd've", "who'll", "who's", "who've", "why'll",
-    "why're", "why's", "won't", "would've", "wouldn't", "wouldn't've", "y'all", "y'all'll", "y'all'd've", "you'd",
-    "you'd've", "you'll", "you're", "you've")
-_CONTRACTIONS = {word[:place] + word[place + 1:]: word
-                 for word in _WITH_APOSTROPHE for place, letter in enumerate(word) if letter == "'"} | {"somebody'd": "somebodyd"}
-
-
-def without_punctuation(text):
-    """A mark beside a space, or any in a text with a comma between digits, goes; others become spaces. So do periods, unless a
-    digit follows."""
-    out = text
-    for mark in _PUNCTUATION:
-        beside_space = f"{mark} " in text or f" {mark}" in text
-        out = out.replace(mark, "" if beside_space or _COMMA_IN_NUMBER.search(text) else " ")
-    return _PERIOD.sub("", out)
-
-
-def normalize_answer(text):
-    """An answer as it is compared: lower case, without punctuation and articles, numbers to ten as digits, apostrophes put back.
-
-    Source: the official evaluation code of VQA v2 (`vqaEval.py`), rules and word lists.
-    """
-    words = (_NUMBERS.get(word, word) for word in without_punctuation(text).lower().split())
-    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+from input_pipeline.answers import normalize_answer
 
 
 def vqa_accuracy(annotations, results):
@@ -78,6 +38,15 @@ def vqa_accuracy(annotations, results):
             group[truth[question].get(name, "unknown")].append(value)
     return {"accuracy": statistics.mean(per_question.values()), "per_question": per_question,
             **{f"per_{name}": {key: statistics.mean(values) for key, values in group.items()} for name, group in groups.items()}}
+
+
+def most_frequent_answers(annotations):
+    """Rows {question_id, answer}: for each type of question the answer that most people gave, by name where several did."""
+    truth, count = load(annotations)["annotations"], collections.defaultdict(collections.Counter)
+    for one in truth:
+        count[one.get("question_type")].update(normalize_answer(said["answer"]) for said in one["answers"])
+    best = {kind: min(answers, key=lambda answer: (-answers[answer], answer)) for kind, answers in count.items()}
+    return [{"question_id": one["question_id"], "answer": best[one.get("question_type")]} for one in truth]
 
 
 def _accuracy(answer, people):

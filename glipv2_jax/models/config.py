@@ -21,7 +21,7 @@ class ImageEncoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoderConfig:
-    """`bert`: post-norm BERT. `clip`: pre-norm CLIP-style tower without a causal mask."""
+    """`bert`: post-norm BERT. `clip`: pre-norm CLIP-style tower. Both read texts as a whole, but for those being written."""
     kind: str = "bert"
     vocab_size: int = 30522
     width: int = 768
@@ -81,6 +81,7 @@ class ModelConfig:
     contrastive_dim: int = 0          # width of the inter-image projections; 0: none
     prompt_tokens: int = 0            # rows of the tuned prompt, the longest text that it can be added to; 0: none
     mask_head: MaskHeadConfig = MaskHeadConfig()
+    num_answers: int = 0              # answers that questions are given, GLIPv2's VQA: 3129; 0: no such head
     # Of each block in the backward pass: "" keeps all activations, "nothing" computes them again from its inputs, else the name of
     # a jax.checkpoint policy, e.g. "dots_with_no_batch_dims_saveable".
     remat: str = ""
@@ -95,6 +96,8 @@ class ModelConfig:
         if len(self.image_encoder.depths) != 4 or len(self.image_encoder.num_heads) != 4:
             raise ValueError("model.image_encoder: depths and num_heads need 4 entries, found "
                              f"{self.image_encoder.depths} and {self.image_encoder.num_heads}")
+        if self.num_answers and not self.fusion:
+            raise ValueError("model.num_answers: found a model without fusion, whose words have not seen the image; expected 0")
         for name, value, divisor in (("channels", self.channels, 16), ("fusion_dim", self.fusion_dim, self.fusion_heads),
                                      ("text_encoder.width", self.text_encoder.width, self.text_heads)):
             if value % divisor:

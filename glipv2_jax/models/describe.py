@@ -10,7 +10,7 @@ from glipv2_jax.models.glipv2 import GLIPv2, init_params
 
 PARTS = {"image encoder": ("image_encoder",), "FPN": ("fpn",), "text encoder": ("text_encoder",),
          "fusion tower": ("fusion_", "text_layer_", "dyconv_"),
-         "heads": ("localization", "grounding", "mlm", "contrastive", "prompt", "mask_head")}
+         "heads": ("localization", "grounding", "mlm", "contrastive", "prompt", "mask_head", "answers")}
 
 
 def parameter_shapes(config):

@@ -7,16 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glipv2_jax.models.bert import Bert, BertLayer
+from glipv2_jax.models.bert import Bert, BertLayer, attention_mask
 from glipv2_jax.models.clip_text import ClipLayer, ClipText
 from glipv2_jax.models.config import ModelConfig
 from glipv2_jax.models.dyhead import DyConv
 from glipv2_jax.models.fpn import FPN
 from glipv2_jax.models.fusion import Fusion
 from glipv2_jax.models.heads import ContrastiveHead, GroundingHead, LocalizationHead, MLMHead
-from glipv2_jax.models.layers import TORCH_DEFAULT, named, rematerialised
+from glipv2_jax.models.layers import TORCH_DEFAULT, flatten, named, rematerialised, unflatten
 from glipv2_jax.models.mask_head import MaskHead
 from glipv2_jax.models.swin import Swin
+from glipv2_jax.models.understanding import AnswerHead
 from glipv2_jax.sharding import constrain_batch
 
 # Of channels B, G, R in 0 … 255: the released weights were trained on OpenCV's channel order.
@@ -38,6 +39,7 @@ class Outputs:
     contrastive_log_scale: jax.Array | None        # scalar
     mlm_logits: jax.Array | None                   # [B, M, V] at the asked positions
     mask_inputs: tuple | None                      # (levels, words) for `segment`, where there is a mask head
+    answer_logits: jax.Array | None = None         # [B, N] of the fused first token, before the sigmoid
 
 
 def normalize_image(image, image_size):
@@ -61,6 +63,9 @@ class GLIPv2(nn.Module):
       image_size: [B, 2] int32, valid height and width.
       token_ids: [B, T] int32. token_mask: [B, T] bool.
       mlm_positions: [B, M] int32 tokens to predict words at, or None.
+      causal: [B] bool, texts that are written word by word, or None. Of such a text what is said at token t is a function of the
+        image and of tokens 0 … t alone: text layers attend to those alone, regions read no word (see `Fusion`), and all else is
+        done to each word apart. Its boxes and alignments are those of regions that have not read the text.
       train: dropout, drop path and DropBlock on; needs an rng called "dropout".
     Returns: Outputs.
 
@@ -80,7 +85,7 @@ class GLIPv2(nn.Module):
         text_layer = rematerialised(BertLayer if text.kind == "bert" else ClipLayer, c.remat, (3,))
         blocks = range(c.num_blocks)
         if c.fusion:
-            self.fusion = [fusion(c.fusion_dim, c.fusion_heads, c.fusion_dropout, c.fusion_chunk, 1 / c.num_blocks,
+            self.fusion = [fusion(c.channels, text.width, c.fusion_dim, c.fusion_heads, c.fusion_dropout, c.fusion_chunk, 1 / c.num_blocks,
                                   dtype) for _ in blocks]
             options = {"dtype": dtype}
             if text.kind == "bert":
@@ -98,11 +103,13 @@ class GLIPv2(nn.Module):
             self.prompt = self.param("prompt", named(nn.initializers.zeros, (None, "embed")), (c.prompt_tokens, text.width))
         if c.mask_head.kind:
             self.mask_head = rematerialised(MaskHead, c.remat)(c.mask_head, dtype)
+        if c.num_answers:
+            self.answers = AnswerHead(c.num_answers, dtype)
 
-    def __call__(self, image, image_size, token_ids, token_mask, mlm_positions=None, train=False):
+    def __call__(self, image, image_size, token_ids, token_mask, mlm_positions=None, train=False, causal=None):
         levels = self.encode_image(image, image_size, train)
-        words = self.encode_text(token_ids, token_mask, train)
-        return self.predict(levels, words, token_mask, mlm_positions, train)
+        words = self.encode_text(token_ids, token_mask, train, causal)
+        return self.predict(levels, words, token_mask, mlm_positions, train, causal)
 
     def encode_image(self, image, image_size, train=False):
         """Un-fused features: list of five [B, H/s, W/s, C], s = 8 … 128."""
@@ -110,13 +117,13 @@ class GLIPv2(nn.Module):
         levels = constrain_batch(self.image_encoder(x, self._dropout("image_encoder", train)))
         return constrain_batch(self.fpn(levels, self._dropout("fpn", train)))
 
-    def encode_text(self, token_ids, token_mask, train=False):
+    def encode_text(self, token_ids, token_mask, train=False, causal=None):
         """Un-fused word features [B, T, D]. Padding is zeroed without fusion only, and holds its row of a tuned prompt.
 
         Raises: ValueError for a text longer than the tuned prompt.
         """
         c, length = self.config, token_ids.shape[1]
-        words = self.text_encoder(token_ids, token_mask, self._dropout("text_encoder", train))
+        words = self.text_encoder(token_ids, attention_mask(token_mask, causal), self._dropout("text_encoder", train))
         if not c.fusion:
             words = words * token_mask[..., None]            # GLIP-T (A) zeroes the padding before the dot product
         if c.prompt_tokens:
@@ -129,20 +136,20 @@ class GLIPv2(nn.Module):
     def _dropout(self, part, train):
         return train and part not in self.still
 
-    def predict(self, levels, words, token_mask, mlm_positions=None, train=False):
+    def predict(self, levels, words, token_mask, mlm_positions=None, train=False, causal=None):
         """From un-fused features to Outputs."""
         c, train = self.config, self._dropout("head", train)
-        regions = _flatten(levels)
+        regions = flatten(levels)
         embeddings = (None, None, None)
         if c.contrastive_dim:
             # Before fusion: fused features have seen their partner and would give the pairing away.
             embeddings = self.contrastive(regions, words)
-        shapes, unfused = [x.shape for x in levels], levels
+        shapes, unfused, read = [x.shape for x in levels], levels, attention_mask(token_mask, causal)
         for i in range(c.num_blocks):
             if c.fusion:
-                regions, words = constrain_batch(self.fusion[i](_flatten(levels), words, token_mask, train))
-                words = self.text_layer[i](words, token_mask, train)
-                levels = _unflatten(regions, shapes)
+                regions, words = constrain_batch(self.fusion[i](flatten(levels), words, token_mask, train, causal))
+                words = self.text_layer[i](words, read, train)
+                levels = unflatten(regions, shapes)
             levels = constrain_batch(self.dyconv[i](levels))
         deltas, centerness, class_logits = self.localization(levels)
         mlm_logits = None
@@ -157,8 +164,8 @@ class GLIPv2(nn.Module):
             mask_inputs = levels if c.mask_head.fused else unfused, words
             if self.is_initializing():
                 self.segment(mask_inputs, jnp.zeros((1, 1, 4)), jnp.ones((1, 1), bool), jnp.ones((1, 1, words.shape[1]), bool))
-        return Outputs(deltas, centerness, self.grounding(_flatten(levels), words), class_logits, *embeddings,
-                       mlm_logits, mask_inputs)
+        return Outputs(deltas, centerness, self.grounding(flatten(levels), words), class_logits, *embeddings,
+                       mlm_logits, mask_inputs, self.answers(words[:, 0]) if c.num_answers else None)
 
     def segment(self, mask_inputs, boxes, box_mask, tokens):
         """Masks inside boxes.
@@ -172,7 +179,7 @@ class GLIPv2(nn.Module):
 
     def embed(self, levels, words):
         """Un-fused features → unit vectors for the inter-image comparison: regions [B, A, E], words [B, T, E]."""
-        return self.contrastive(_flatten(levels), words)[:2]
+        return self.contrastive(flatten(levels), words)[:2]
 
 
 def init_params(model, key):
@@ -189,12 +196,3 @@ def _named_params(model, key):
     tokens = min(model.config.text_encoder.max_positions, model.config.prompt_tokens or np.inf)
     return model.init(key, jnp.zeros((1, 64, 64, 3), jnp.uint8), jnp.full((1, 2), 64), jnp.zeros((1, tokens), jnp.int32),
                       jnp.ones((1, tokens), bool))["params"]
-
-
-def _flatten(levels):
-    return jnp.concatenate([x.reshape(x.shape[0], -1, x.shape[-1]) for x in levels], axis=1)
-
-
-def _unflatten(regions, shapes):
-    ends = np.cumsum([shape[1] * shape[2] for shape in shapes])[:-1].tolist()
-    return [x.reshape(shape) for x, shape in zip(jnp.split(regions, ends, axis=1), shapes)]

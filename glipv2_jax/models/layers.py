@@ -4,6 +4,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from glipv2_jax.sharding import gathered
 
@@ -70,3 +71,14 @@ def rematerialised(module, policy, static_argnums=()):
         return module
     kept = None if policy == "nothing" else getattr(jax.checkpoint_policies, policy)
     return nn.remat(module, policy=kept, static_argnums=static_argnums)
+
+
+def flatten(levels):
+    """List of [B, H, W, C] → [B, A, C], level after level, row-major inside of one."""
+    return jnp.concatenate([x.reshape(x.shape[0], -1, x.shape[-1]) for x in levels], axis=1)
+
+
+def unflatten(regions, shapes):
+    """[B, A, C] → the levels of these shapes [B, H, W, C]."""
+    ends = np.cumsum([shape[1] * shape[2] for shape in shapes])[:-1].tolist()
+    return [x.reshape(shape) for x, shape in zip(jnp.split(regions, ends, axis=1), shapes)]

@@ -11,10 +11,12 @@ let result = null;                          // the last answer, complete: the sl
 let shapes = [];                            // [box, tag] of every drawn detection, by its number
 let held = false;                           // a click keeps the light on
 let asked = 0;                              // number of the last question; answers to earlier ones are dropped
-const texts = {classes: "", caption: ""};
-const LABELS = {classes: "Class names, with a full stop between two", caption: "A caption; its noun phrases are found"};
+const texts = {classes: "", caption: "", question: "", description: ""};
+const LABELS = {classes: "Class names, with a full stop between two", caption: "A caption; its noun phrases are found",
+                question: "A question; its noun phrases are found, too", description: "The model writes; no words are needed"};
 
 const kind = () => document.querySelector("[name=kind]:checked").value;
+const isAsked = () => kind() === "description" || texts[kind()].trim();
 const threshold = () => Number($("threshold").value);
 
 async function start() {
@@ -25,6 +27,7 @@ async function start() {
   }
   $("title").textContent = about.title;
   $("threshold").min = about.leastScore;
+  for (const input of document.querySelectorAll("[name=kind]")) input.parentElement.hidden = !about.kinds.includes(input.value);
   connect();
   openExample();
 }
@@ -61,6 +64,7 @@ function openExample() {
   file = null;
   texts.classes = about.classes;
   texts.caption = about.caption;
+  texts.question = about.question;
   $("text").value = texts[kind()];
   showPicture(about.picture);
   find();
@@ -80,7 +84,7 @@ function openPhoto(chosen) {
   // The example's words are not what anybody asks of a photograph.
   for (const name of Object.keys(texts)) if (texts[name] === about[name]) texts[name] = "";
   $("text").value = texts[kind()];
-  if (texts[kind()].trim()) return find();
+  if (isAsked()) return find();
   asked++;                                   // no answer to an earlier question may come onto this picture
   idle();
   $("status").textContent = "Now say what to look for.";
@@ -99,7 +103,8 @@ function showPicture(address) {
 function changeKind() {
   $("text-label").textContent = LABELS[kind()];
   $("text").value = texts[kind()];
-  if (texts[kind()].trim()) find(); else $("text").focus();
+  $("text").disabled = kind() === "description";
+  if (isAsked()) find(); else $("text").focus();
 }
 
 // Questions
@@ -250,6 +255,8 @@ function drawTag(k, [x1, y1, x2, y2], taken, said, tags) {
 }
 
 function drawWords(labels) {
+  $("said").textContent = result.said;
+  $("said").hidden = !result.said;
   const words = $("words"), grounding = result.record.grounding;
   words.classList.toggle("names", !grounding);
   if (!grounding) {
