@@ -93,7 +93,7 @@ def get_config():
     config.train.select_by = ""              # score, e.g. "eval/AP"; empty: the first AP, else the first of all
     config.train.stop_patience = 0           # evaluations in a row below the best that end the run; 0: none do. GLIP: 8
     config.train.keep_checkpoints = 2
-    config.train.hang_seconds = 3600.0       # without a step or a scored image that end a process; 0: none. Compilation counts
+    config.train.hang_seconds = 3600.0       # without a step or a scored image, after the first one, that end a process; 0: none
     # Steps whose timeline goes to the workdir's folder `profile`, for TensorBoard and Perfetto; profile_steps 0: none.
     config.train.profile_from_step = 10
     config.train.profile_steps = 0

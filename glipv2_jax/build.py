@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from glipv2_jax import optim, sharding
+from glipv2_jax import sharding
 from glipv2_jax.evaluation.protocols import check_settings
 from glipv2_jax.models.config import model_config
 from glipv2_jax.models.glipv2 import GLIPv2
@@ -88,8 +88,8 @@ def check_tasks(config, model, sources=()):
 def find_answers(config, model, sources, workdir):
     """The answers that the outputs of a model's head stand for.
 
-    Those beside its parameters: of the workdir, or of `init_from` where the head comes from there. Else those of `data.answers`,
-    else the most frequent of the training data.
+    Those beside its parameters, of the workdir or of `init_from`; a checkpoint without the head has none. Else those of
+    `data.answers`, else the most frequent of the training data.
 
     Args:
       sources: of training; only looked at in the last case. workdir: path, or None.
@@ -99,8 +99,7 @@ def find_answers(config, model, sources, workdir):
     count = model.config.num_answers
     if not count:
         return None
-    fresh = optim.frozen("answers/", config.init_fresh)
-    places = [pathlib.Path(folder) / ANSWERS_FILE for folder in (workdir, "" if fresh else config.init_from) if folder]
+    places = [pathlib.Path(folder) / ANSWERS_FILE for folder in (workdir, config.init_from) if folder]
     path = next((path for path in places if path.exists()), config.data.answers)
     if not path and not sources:
         raise ValueError(f"{workdir}: found no {ANSWERS_FILE}, expected the {count} answers of the model beside its checkpoint")

@@ -38,9 +38,8 @@ def evaluate(predictor, mesh, config, sources, tokenizer, workdir, checkpoint, a
     Returns: dict "name/metric" → float, on process 0; on others empty. Process 0 writes the results in the benchmark's own
       format, `protocol.json` and `pictures.jpg`.
     """
-    for chosen in sources:
-        text_inference.check(getattr(chosen.chosen_protocol(), "task", "boxes"), chosen.source, predictor.config, answers)
-    scores, fingerprint = {}, predictor.fingerprint()
+    check_eval_tasks(sources, predictor.config, answers)
+    scores, fingerprint, finished = {}, predictor.fingerprint(), []
     for place, chosen in enumerate(sources):
         started = time.perf_counter()
         name, source, protocol = chosen.name, chosen.source, chosen.chosen_protocol()
@@ -77,5 +76,13 @@ def evaluate(predictor, mesh, config, sources, tokenizer, workdir, checkpoint, a
                 pictures.write(*sheet, config.eval.num_pictures)
             else:
                 pictures.write_texts(*sheet, protocol.ratings(truth, predictions), protocol.wanted, config.eval.num_pictures)
+        finished.append(parts)
+    for parts in finished:
         parts.delete()
     return scores
+
+
+def check_eval_tasks(sources, model_config, answers):
+    """Raises: ValueError for a source among EvalSources that asks for what a model cannot say."""
+    for chosen in sources:
+        text_inference.check(getattr(chosen.chosen_protocol(), "task", "boxes"), chosen.source, model_config, answers)

@@ -9,7 +9,7 @@ import jax
 from jax.extend import core as jax_core
 
 # Peak of a chip: bfloat16 operations a second, bytes of memory, bytes of memory a second, bytes a second to other chips over all
-# links, and the clock and cycles that a gathered and a scattered row cost (docs/scale.md says where these come from).
+# links, and the clock and cycles that a gathered and a scattered row cost; docs/scale.md says where these come from.
 Chip = collections.namedtuple("Chip", "flops memory bandwidth interconnect clock gather_cycles scatter_cycles")
 CHIPS = {
     "v5e": Chip(197e12, 16e9, 819e9, 200e9, 1.5e9, 4.5, 26),

@@ -157,6 +157,11 @@ class ProfileWindow:
     def after(self, step, result):
         if self._running and step == self._last:
             jax.block_until_ready(result)
+            self.close()
+
+    def close(self):
+        """Writes what there is, where the run ends within the window."""
+        if self._running:
             jax.profiler.stop_trace()
             self._running = False
 

@@ -2,7 +2,7 @@
 
     glipv2 plan --config=configs/glipv2_h_stage1.py --topology=v5p:2x2x4
 
-The TPU compiler (package libtpu) runs on any Linux machine. A full-size step takes it 7 to 15 minutes on two cores.
+The TPU compiler (package libtpu) runs on any Linux machine. A full-size step takes it a quarter of an hour or more, and 10 GB.
 """
 import collections
 import contextlib
@@ -264,7 +264,7 @@ def run(config, topology, name, *, batch=0, hourly_rate=0.0, epoch_images=0, sea
         unit = len(devices) // max(config.mesh.tensor, 1) * config.train.accumulation_steps
         config.train.batch_size = -(-(batch or config.train.batch_size) // unit) * unit
         config.eval.batch_size = -(-config.eval.batch_size // unit) * unit
-        log.info("compiling %s for %s, %d devices, %d images a step: 7 to 15 minutes on two cores for a full-size model", name,
+        log.info("compiling %s for %s, %d devices, %d images a step: a quarter of an hour or more for a full-size model", name,
                  topology, len(devices), config.train.batch_size)
         plans = search(config, devices, topology, name) if searching else [compile_train(config, devices, topology, name)]
         if inference:

@@ -158,7 +158,13 @@ class Predictor:
         return self._answer(self.params, levels, words, token_mask)
 
     def write(self, levels, tokenizer, *, max_words, beams, length_penalty=0.0):
-        """Un-fused features of images → `decoding.Written` on the device, a caption for each; special tokens are never written."""
+        """Un-fused features of images → `decoding.Written` on the device, a caption for each; special tokens are never written.
+
+        Raises: ValueError for more words than the text encoder has positions.
+        """
+        if max_words > self.config.text_encoder.max_positions:
+            raise ValueError(f"captions of up to {max_words} words: expected at most the {self.config.text_encoder.max_positions} positions of "
+                             "the text encoder")
         banned = np.zeros(tokenizer.vocab_size, bool)
         banned[[tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.mask_id]] = True
         return self._write(self.params, levels, banned, np.float32(length_penalty), start_id=tokenizer.cls_id,
@@ -248,8 +254,8 @@ class Detector:
 
     @property
     def can_describe(self):
-        """Whether there is a head of words, which see the image. What it writes is worth what it was trained to write."""
-        return self.model.config.mlm_head and self.model.config.fusion
+        """Whether there are a text encoder and a head of words, which see the image. What it writes is worth what it was trained to write."""
+        return self.model.config.mlm_head and self.model.config.fusion and self.class_names is None
 
     @classmethod
     def from_pretrained(cls, directory=None, *, ema=False, dtype="float32"):

@@ -17,7 +17,7 @@ from glipv2_jax import sharding
 from glipv2_jax.bad_steps import BadSteps
 from glipv2_jax.build import abstract_params, build, check_tasks, find_answers, make_step
 from glipv2_jax.checkpoint import Checkpoints, load_params, read_about, with_fresh
-from glipv2_jax.evaluate import EvalSource, evaluate
+from glipv2_jax.evaluate import EvalSource, check_eval_tasks, evaluate
 from glipv2_jax.evaluation.benchmarks import BENCHMARKS, find_sources
 from glipv2_jax.files import locked, write_whole
 from glipv2_jax.metrics import ProfileWindow, Progress, Speed, Waiting, Writer
@@ -26,7 +26,7 @@ from glipv2_jax.plateau import Plateau
 from glipv2_jax.predict import Predictor
 from glipv2_jax.processes import Stopped, StopSignal, Watchdog, beat
 from glipv2_jax.train_state import shardings_of
-from glipv2_jax.tuning import may_be_fresh
+from glipv2_jax.tuning import may_be_fresh, mode_of
 from input_pipeline import BadRecords, train_batches
 from input_pipeline.answers import ANSWERS_FILE
 from input_pipeline.registry import epoch_records, eval_specs, make_source, train_options, train_specs
@@ -85,6 +85,7 @@ def _train_and_evaluate(config, workdir, stop):
     check_tasks(config, model, sources)
     answers = find_answers(config, model, sources, workdir)
     eval_sources = make_eval_sources(d)
+    check_eval_tasks(eval_sources, model.config, answers)
     num_steps, eval_every = durations(t, epoch_records(specs, sources))
     eval_every = eval_every if eval_sources else 0
     rate_falls = config.optimizer.schedule == "plateau"
@@ -111,6 +112,9 @@ def _train_and_evaluate(config, workdir, stop):
             log.warning("resumed with another config than the checkpoint's: %s", line)
     else:
         state = jax.jit(create, out_shardings=shardings_of(abstract))(jax.random.key(config.seed))
+        if mode_of(t.tune).trained and not config.init_from:
+            raise ValueError(f"train.tune {t.tune!r}: found no init_from, expected a folder of weights; all that does not train would stay as it "
+                             "was drawn")
         if config.init_from:
             fresh = (*config.init_fresh, *may_be_fresh(t.tune))
             params = with_fresh(load_params(config.init_from, abstract.params, fresh=fresh), state.params)
@@ -163,6 +167,7 @@ def _train_and_evaluate(config, workdir, stop):
           Writer(workdir, enabled=is_main, start_step=start_step) as writer):
         if unscored:
             scores, scored_step = score(state), start_step
+            writer.scalars(start_step, scores)
             state = judge(state, scores)
         if start_step < num_steps and not plateau.stopped:
             bad_records = BadRecords(d.max_bad_records)
@@ -171,10 +176,11 @@ def _train_and_evaluate(config, workdir, stop):
                 process_index=jax.process_index(), process_count=jax.process_count(), parallel_reads=d.parallel_reads,
                 bad_records=bad_records))
             bad_steps = BadSteps(workdir, sources, t.not_finite, t.max_skipped_steps)
-            speed, profile = Speed(step_fn), ProfileWindow(workdir / "profile", t.profile_from_step, t.profile_steps)
+            speed = Speed(step_fn)
             log.info("compiling the training step, once for each canvas: about a minute for a small model, several for "
                      "a large one")
-            with Progress("train", total=num_steps, unit="steps", done=start_step) as progress:
+            with (Progress("train", total=num_steps, unit="steps", done=start_step) as progress, contextlib.closing(ProfileWindow(
+                    workdir / "profile", t.profile_from_step, t.profile_steps)) as profile):
                 for step, batch in zip(range(start_step, num_steps), batches):
                     arrays = sharding.global_batch(batch, mesh)
                     speed.count(state, arrays, key)
@@ -185,7 +191,8 @@ def _train_and_evaluate(config, workdir, stop):
                     profile.after(step, metrics)
                     # The former step is looked at while this one runs: the device never waits for the host.
                     bad_steps.look_at(step, metrics, batch)
-                    checkpoints.check()
+                    for saved in filter(None, (checkpoints, best)):
+                        saved.check()
                     beat(f"step {step}")
                     done = step + 1
                     stopping, last = stop.reached(done), done == num_steps
@@ -198,9 +205,14 @@ def _train_and_evaluate(config, workdir, stop):
                     due = not last and eval_every and done % eval_every == 0
                     if due and not stopping:
                         bad_steps.settle()
-                        scores, scored_step = score(state), done
-                        writer.scalars(done, scores)
-                        state = judge(state, scores)
+                        try:
+                            scores, scored_step = score(state), done
+                        except Stopped:
+                            stopping = True
+                        else:
+                            writer.scalars(done, scores)
+                            state = judge(state, scores)
+                            speed.values(), batches.share()              # of the evaluation's time nobody asks
                     if last or stopping or plateau.stopped or (t.checkpoint_every_steps and done % t.checkpoint_every_steps == 0):
                         bad_steps.settle()
                         checkpoints.save(state, *about, plateau=plateau.state(), unscored=bool(due and stopping))
@@ -267,7 +279,8 @@ def evaluate_only(config, workdir):
     name and with its settings.
 
     Returns: dict of scores.
-    Raises: FileNotFoundError without a checkpoint; ValueError if it does not fit the config's model, or for missing data.
+    Raises: FileNotFoundError without a checkpoint; ValueError if it does not fit the config's model, or for missing data; OSError
+      while another run writes to the same folder.
     """
     output, d = pathlib.Path(workdir), config.data
     if d.benchmark:
@@ -280,7 +293,7 @@ def evaluate_only(config, workdir):
     mesh, tokenizer, model = build(config)
     answers = find_answers(config, model, (), workdir)
     params = load_params(workdir, abstract_params(mesh, model, config), ema=config.eval.ema)
-    with sharding.use(mesh, config.mesh.rules), StopSignal() as stop, stop.at_once():
+    with locked(output), sharding.use(mesh, config.mesh.rules), StopSignal() as stop, stop.at_once():
         predictor = Predictor(model, mesh, config.eval)
         predictor.params = params
         name = f"{pathlib.Path(workdir).name}, step {read_about(workdir)['next_step']}{', averaged' * config.eval.ema}"

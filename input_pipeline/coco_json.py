@@ -43,7 +43,8 @@ class CocoJson:
         cell"}, or {name in the file: {"prefix": …, "name": …, "suffix": …}} for words around it, as ODinW's prompts have
         them: {"penguin": {"suffix": " , which is black and white"}}. Each part may be left out. `synonym` and
         `definition` beside them are what wordings may use (`prompts.worded`), where the file, as LVIS, has none.
-      with_masks: records have `masks`, from polygons or RLE; an object without one has its box as mask.
+      with_masks: records have `masks`, from polygons or RLE; an object without one among others has its box
+        as mask, as in GLIP; a file without any gives none.
       keep_empty: keep images that training can draw nothing from: no box, or only crowd or one-pixel boxes.
         The reference trains without them.
       require_boxes: refuse a file without any annotation.
@@ -134,7 +135,8 @@ class CocoJson:
         self._classes = np.array([class_of[a["category_id"]] for a in flat], np.int32)
         self._is_crowd = np.array([bool(a.get("iscrowd", 0)) for a in flat], np.bool_)
         self._annotation_ids = np.array([a["id"] for a in flat], np.int64)
-        self._segmentations = [a.get("segmentation") for a in flat] if with_masks else None
+        found = [a.get("segmentation") for a in flat] if with_masks else []
+        self._segmentations = found if any(found) else None
 
     def __len__(self) -> int:
         return len(self._images)

@@ -39,7 +39,8 @@ class GroundingJson:
       image_folder: what `file_name` is relative to; None: annotations alone.
       coco_folder: the same for images whose `data_source` is "coco" (mixed files); needed where there are such.
       without_coco: leave those images out, as GLIP's no_coco files do.
-      with_masks: records have `masks`, from `segmentation`; an object without one has its box as mask.
+      with_masks: records have `masks`, from `segmentation`; an object without one among others has its box
+        as mask, as in GLIP; a file without any gives none.
       separate_phrases: where an image has `tokens_positive_eval`, its phrases as Flickr30k Entities evaluates them, a row for
         each phrase and box: MDETR's files have one box for all phrases that speak of the same thing.
       keep_empty: keep pairs without any box wider and higher than a pixel. The reference drops them.
@@ -113,7 +114,8 @@ class GroundingJson:
         self._is_crowd = np.array([crowd for _, _, crowd, _ in flat], np.bool_)
         self._span_starts = np.cumsum([0] + [len(spans) for _, spans, _, _ in flat])
         self._spans = np.array([span for _, spans, _, _ in flat for span in spans], np.int32).reshape(-1, 2)
-        self._segmentations = [segmentation for *_, segmentation in flat] if with_masks else None
+        found = [segmentation for *_, segmentation in flat] if with_masks else []
+        self._segmentations = found if any(found) else None
 
     def __len__(self) -> int:
         return len(self._ids)

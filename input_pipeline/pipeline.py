@@ -371,7 +371,8 @@ def usable_record(record, class_names):
 
 
 def _seen(record, view):
-    """The record as a view has it, still in pixels of its image: boxes cut, those out of sight gone, words swapped."""
+    """The record as a view has it, still in pixels of its image: boxes cut, those out of sight gone, words swapped,
+    those of answers too."""
     boxes, left_over = image_ops.cut_boxes(record["boxes"], view)
     keep = left_over >= _LEAST_LEFT_OVER
     seen = record | {"boxes": boxes[keep], "classes": record["classes"][keep]}
@@ -381,6 +382,8 @@ def _seen(record, view):
         seen["spans"] = [spans for spans, kept in zip(record["spans"], keep) if kept]
         if view.mirrored and view.swap_words:
             seen["caption"], seen["spans"] = ops.mirrored_caption(record["caption"], seen["spans"])
+            seen["questions"] = [question | {"answers": [ops.mirrored_caption(answer, [])[0] for answer in question.get("answers", ())]}
+                                 for question in record.get("questions", ())]
     return seen
 
 
@@ -414,6 +417,8 @@ def _task(source, record, writes, answers):
         asks = getattr(source, "asks", False)
         if asks and len(record["questions"]) != 1:
             raise ValueError(f"questions: found {len(record['questions'])}, expected one, the caption")
+        if asks and not record["questions"][0].get("answers"):
+            raise ValueError("question: found no answers to learn, expected what people said; of `vqa` annotations_path names their file")
         found |= {"is_question": np.bool_(asks),
                   "answer_scores": answers.scores(record["questions"][0]["answers"] if asks else ())}
     return found

@@ -272,6 +272,20 @@ def test_left_and_right_follow_a_mirrored_image(train, tokenizer):
     assert texts == {False: {left}, True: {right}}
 
 
+def test_answers_follow_a_mirrored_image(train):
+    class Asked(Captions):
+        asks = True
+
+        def __getitem__(self, index):
+            question = {"question": "which cat is it, left or right?", "answer": "left", "answers": ["left"] * 10}
+            return super().__getitem__(index) | {"caption": question["question"], "spans": [[(6, 9)]] * 3, "questions": [question]}
+    found = {}
+    for batch in take(train([Asked()], augment="flip(0.5, swap_words=True)", answers=AnswerList(("left", "right"))), 4):
+        for row in range(4):
+            found.setdefault(bool(batch["boxes"][row, 0, 0] > 30), set()).add(tuple(batch["answer_scores"][row].tolist()))
+    assert found == {False: {(1.0, 0.0)}, True: {(0.0, 1.0)}}
+
+
 def test_cut_boxes_masks_and_words_agree(train):
     """What is left of a cut object fills what is left of its box; one that is gone is neither box nor wanted word."""
     boxes = np.array([[2, 2, 11, 11], [50, 28, 57, 37]], np.float32)

@@ -120,8 +120,6 @@ def test_the_list_of_answers_comes_with_its_head(tmp_path):
     assert find_answers(config, model, sources, tmp_path).names == ("red", "blue")
     config.init_from = str(tmp_path / "before")
     assert find_answers(config, model, sources, tmp_path).names == ("yes", "no")
-    config.init_fresh = ("mlm/", "answers/")
-    assert find_answers(config, model, sources, tmp_path).names == ("red", "blue")
     assert find_answers(config, model, sources, tmp_path / "run").names == ("2", "3")
     with pytest.raises(ValueError, match="found 3 answers, expected the 2 of model.num_answers"):
         find_answers(config, model, sources, tmp_path / "long")

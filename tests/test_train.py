@@ -127,8 +127,24 @@ def test_an_evaluation_that_was_due_when_the_run_was_stopped_comes_first(judged,
     evaluated.clear()
     train.train_and_evaluate(config, tmp_path)
     assert evaluated == [4, 6, 8, 10, 12]
+    assert _timeless(_metrics(tmp_path)) == _timeless(_metrics(workdir))
     jax.tree.map(np.testing.assert_array_equal, *(_params(config, folder, False) for folder in (tmp_path, workdir)))
     assert read_about(tmp_path / "best") == read_about(workdir / "best")
+
+
+def test_a_run_that_is_stopped_while_it_is_scored_loses_no_step(judged, tmp_path, monkeypatch):
+    config, workdir, evaluated = judged
+
+    def stopped(*args):
+        raise Stopped
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(train, "evaluate", stopped)
+        train.train_and_evaluate(config, tmp_path)
+    assert read_about(tmp_path)["next_step"] == 2 and read_about(tmp_path)["unscored"]
+    evaluated.clear()
+    train.train_and_evaluate(config, tmp_path)
+    assert evaluated == [2, 4, 6, 8, 10, 12]
+    assert _timeless(_metrics(tmp_path)) == _timeless(_metrics(workdir))
 
 
 def test_a_coco_file_trains_from_another_run_and_is_scored_in_its_own_pixels(finished, tmp_path):
@@ -194,7 +210,7 @@ def judged(tmp_path_factory):
     config.train.num_steps, config.train.eval_every_steps, config.train.stop_patience = 20, 2, 3
     config.train.checkpoint_every_steps, config.train.keep_checkpoints = 4, 4
 
-    def evaluate(predictor, mesh, config, sources, tokenizer, workdir, checkpoint):
+    def evaluate(predictor, mesh, config, sources, tokenizer, workdir, checkpoint, answers):
         evaluated.append(int(checkpoint.split("step ")[1].split(",")[0]))
         return {"captions/recall@1": 0.5, "heldout/AP": APS[evaluated[-1]]}
     with pytest.MonkeyPatch.context() as patch:

@@ -155,10 +155,10 @@ def config_of(checkpoint, settings=None):
     about = read_about(checkpoint)
     stored = about["config"]
     config = common.get_config()
-    for section in ("model", "data", "eval"):
-        for key, value in stored[section].items():
+    for section in ("model", "data", "eval", "loss"):
+        for key, value in stored.get(section, {}).items():
             if key in config[section] and not isinstance(config[section][key], ConfigDict):
-                config[section][key] = _tuples(value)
+                config[section][key] = tuples(value)
     config.model.overrides = ConfigDict(stored["model"]["overrides"])
     if about["model"].get("prompt_tokens"):
         config.model.overrides.prompt_tokens = about["model"]["prompt_tokens"]     # tuning gave it to the model, not the config
@@ -180,7 +180,8 @@ def _replaced(config, settings):
     return config
 
 
-def _tuples(value):
+def tuples(value):
+    """What JSON gave, with tuples for lists, as configs have them."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
@@ -205,7 +206,7 @@ def _arguments(argv):
         if not flag.startswith("--") or not equals:
             parser.error(f"found {flag!r}, expected --FIELD=VALUE of config.eval")
         try:
-            settings[name] = _tuples(json.loads(value))
+            settings[name] = tuples(json.loads(value))
         except ValueError:
             settings[name] = value
     if args.results and (args.checkpoint or args.output or args.ema):

@@ -75,9 +75,10 @@ def replace_field(config, field, text):
         value = json.loads(text)
     except ValueError:
         value = {"True": True, "False": False}.get(text, text)
+    from glipv2_jax.evaluation.command import tuples  # late: TensorFlow comes with the data
     try:
         with where.unlocked():
-            where[name] = _tuples(value)
+            where[name] = tuples(value)
     except TypeError as error:
         raise ValueError(f"--config.{field}: {error}") from error
 
@@ -119,10 +120,6 @@ def _numbers(name, text):
         raise ValueError(f"--{name}: found {text!r}, expected whole numbers with commas") from error
 
 
-def _tuples(value):
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
 def _arguments(argv):
     parser = argparse.ArgumentParser("glipv2 finetune", usage=_USAGE, allow_abbrev=False,
                                      description=__doc__.split(": ", 1)[1],
@@ -136,7 +133,7 @@ def _arguments(argv):
     parser.add_argument("--test_images", help="the folder of its images")
     parser.add_argument("--class_names", help="JSON file of better words for classes: {name: text, or an object of prefix, name, "
                         "suffix, synonym, definition}")
-    parser.add_argument("--mode", choices=MODES, default="full", help="what trains")
+    parser.add_argument("--mode", choices=[mode for mode in MODES if mode != "masks"], default="full", help="what trains")
     parser.add_argument("--shots", type=int, default=0, help="images of each class, at least; 0: all")
     parser.add_argument("--seeds", default="3,30,300", help="of the subset and of training; a run each")
     parser.add_argument("--size", help="short and longest side of images, pixels; else the checkpoint's")
