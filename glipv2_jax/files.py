@@ -42,16 +42,16 @@ def locked(folder: str | os.PathLike):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
-        raise OSError(f"--workdir={folder}: found a folder that cannot be written to ({error.strerror}), expected one that can") from error
+        raise OSError(f"{folder}: found a folder that cannot be written to ({error.strerror}), expected one that can") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise OSError(f"--workdir={folder}: another run writes there, {file.read().strip() or 'unknown'}; expected one run for a "
-                          "workdir. End it, or choose another --workdir") from None
+            raise OSError(f"{folder}: another run writes there, {file.read().strip() or 'unknown'}; expected one run for a "
+                          "folder. End it, or choose another folder") from None
         except OSError as error:
-            log.warning("%s: the file system has no locks (%s); nothing keeps a second run from the same workdir", folder, error.strerror)
+            log.warning("%s: the file system has no locks (%s); nothing keeps a second run from the same folder", folder, error.strerror)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

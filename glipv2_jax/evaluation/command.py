@@ -16,7 +16,7 @@ from glipv2_jax import sharding
 from glipv2_jax.checkpoint import load_params, read_about
 from glipv2_jax.evaluation.benchmarks import BENCHMARKS, find_sources
 from glipv2_jax.evaluation.protocols import PROTOCOLS
-from glipv2_jax.files import write_whole
+from glipv2_jax.files import locked, write_whole
 from input_pipeline.annotations import load_json
 from input_pipeline.registry import make_source
 
@@ -74,14 +74,15 @@ def score(config, checkpoint, sources, output, *, ema=False):
       config: ConfigDict that fits the checkpoint, such as `config_of` gives. sources: list of EvalSource.
       output: folder of results, protocols and pictures, see `evaluate.evaluate`.
     Returns: dict "source/metric" → float.
-    Raises: FileNotFoundError without a checkpoint; ValueError if it does not fit the config's model.
+    Raises: FileNotFoundError without a checkpoint; ValueError if it does not fit the config's model; OSError while another run
+      writes to the output folder.
     """
     from glipv2_jax.build import abstract_params, build, find_answers
     from glipv2_jax.evaluate import evaluate
     from glipv2_jax.predict import Predictor
     mesh, tokenizer, model = build(config)
     answers = find_answers(config, model, (), checkpoint)
-    with sharding.use(mesh, config.mesh.rules):
+    with locked(output), sharding.use(mesh, config.mesh.rules):
         predictor = Predictor(model, mesh, config.eval)
         predictor.params = load_params(checkpoint, abstract_params(mesh, model, config), ema=ema)
         return evaluate(predictor, mesh, config, sources, tokenizer, output,
