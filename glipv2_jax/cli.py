@@ -76,6 +76,11 @@ def _prepare():
     command.main()
 
 
+def _pseudo_label():
+    from glipv2_jax.pseudo_labels import command
+    command.main()
+
+
 COMMANDS = {
     "detect": (_detect, "boxes of named classes: PHOTO… \"a cat. a dog.\""),
     "ground": (_ground, "boxes of a caption's phrases: PHOTO… \"a cat on a red chair\""),
@@ -84,6 +89,7 @@ COMMANDS = {
     "demo": (_demo, "a page on this computer: a photograph, words, boxes"),
     "inspect": (_inspect, "a data set checked, counted and drawn as training sees it: DATA --images=… | --config=…"),
     "prepare": (_prepare, "a data set as sharded records for large runs: DATA --images=… --output=… --shards=…"),
+    "pseudo-label": (_pseudo_label, "boxes for image-text pairs, to train on: --checkpoint=… --pairs=… --output=…"),
     "train": (_train, "train or resume a config, and score it: --config=… --workdir=…"),
     "finetune": (_finetune, "a checkpoint on a data set of your own, few-shot or whole: --data=… --mode= --shots= --output="),
     "plan": (_plan, "what a run needs on TPUs that are not there, and how fast it could be: --config=… --topology=v5e:4x4"),
@@ -98,7 +104,7 @@ def main():
     """Entry point of the console script. An unknown command is an error."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
-        print("usage: glipv2 COMMAND …\n" + "\n".join(f"  {key:<8} {about}" for key, (_, about) in COMMANDS.items()))
+        print("usage: glipv2 COMMAND …\n" + "\n".join(f"  {key:<12} {about}" for key, (_, about) in COMMANDS.items()))
         return
     if name not in COMMANDS:
         sys.exit(f"glipv2: unknown command {name!r}, expected one of {', '.join(COMMANDS)}")

@@ -31,20 +31,23 @@ def spec_of(path, images=None):
         raise ValueError(f"{path}: no such file")
     if file.suffix in (".yaml", ".yml"):
         return {"kind": "tsv", "yaml_path": str(file)}
-    kind = "odvg" if _is_odvg(file) else _kind(load_json(file), path)
+    kind = _kind_of_lines(file) or _kind(load_json(file), path)
     if images is None:
         raise ValueError(f"{path}: looks like {kind}; found no folder of its images, expected --images=FOLDER")
-    return {"kind": kind, ("jsonl_path" if kind == "odvg" else "json_path"): str(file), "image_folder": str(images)}
+    return {"kind": kind, ("jsonl_path" if kind in ("odvg", "pairs") else "json_path"): str(file), "image_folder": str(images)}
 
 
-def _is_odvg(file):
+def _kind_of_lines(file):
+    """"odvg" or "pairs" for a file of such lines, else None."""
     with file.open("rb") as lines:
         first = lines.readline()
     try:
         found = parse_object(first, str(file))
     except ValueError:
-        return False
-    return "detection" in found or "grounding" in found
+        return None
+    if "detection" in found or "grounding" in found:
+        return "odvg"
+    return "pairs" if "image" in found and "caption" in found else None
 
 
 def _kind(content, path):
@@ -54,7 +57,7 @@ def _kind(content, path):
     annotations = content.get("annotations")
     if not isinstance(annotations, list) or not isinstance(content.get("images"), list):
         raise ValueError(f"{path}: found {sorted(content)[:10] or 'no object'}, expected images and annotations (COCO, "
-                         "grounding, captions), questions (VQA), or lines of ODVG")
+                         "grounding, captions), questions (VQA), or lines of ODVG or of pairs")
     first = next((entry for entry in annotations if isinstance(entry, dict)), {})
     if "tokens_positive" in first or "tokens" in first:
         return "grounding_json"

@@ -47,7 +47,7 @@ def evaluate(predictor, mesh, config, sources, tokenizer, workdir, checkpoint, a
         wordings = prompts.wordings_of(source, config.eval.wordings) if source.class_names else []
         classes = inference.class_prompts(wordings, tokenizer, config.data.max_tokens,
                                           config.eval.classes_per_prompt or None) if wordings else ()
-        task, about = getattr(protocol, "task", "boxes"), (folder / ".parts", name, {"weights": fingerprint})
+        task, about = getattr(protocol, "task", "boxes"), (folder / ".parts", f"evaluate {name}", {"weights": fingerprint})
         if task == "boxes":
             parts = inference.detect(predictor, mesh, config, source, tokenizer, *about, classes, masks=protocol.reads_masks)
         else:

@@ -78,7 +78,7 @@ class CocoCaptions:
         image_id = self._ids[index]
         path = self._folder / self._files[image_id]
         return {"image": lambda: image_ops.decode(path), "image_id": image_id, "about": {"references": list(self._of_image[image_id])},
-                } | _without_boxes(self._captions[index])
+                } | without_boxes(self._captions[index])
 
 
 class Vqa:
@@ -156,8 +156,9 @@ class Vqa:
         question_id, image_id, question, _, _ = self._questions[index]
         path = self._file(image_id)
         return {"image": lambda: image_ops.decode(path), "image_id": question_id, "about": {"image_id": image_id},
-                "questions": self.questions(index)} | _without_boxes(question)
+                "questions": self.questions(index)} | without_boxes(question)
 
 
-def _without_boxes(caption):
+def without_boxes(caption: str) -> dict:
+    """The text of a record and its boxes: none."""
     return {"caption": caption, "spans": [], "boxes": np.zeros((0, 4), np.float32), "classes": np.zeros(0, np.int32)}

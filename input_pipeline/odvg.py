@@ -159,16 +159,32 @@ def line_of(source, index: int, filename: str) -> dict:
     record = source[index]
     size = source.image_size(index) if hasattr(source, "image_size") else image_ops.pixels_of(record).shape[:2]
     line = {"filename": filename, "height": int(size[0]), "width": int(size[1]), "image_id": int(record["image_id"])}
-    boxes = (record["boxes"] + np.array([0, 0, 1, 1], np.float32)).round(2).tolist()
-    crowd = record.get("is_crowd", np.zeros(len(boxes), np.bool_))
+    crowd = np.asarray(record.get("is_crowd", np.zeros(len(record["boxes"]))), np.bool_)
+    boxes = record["boxes"][~crowd]
     if "caption" in record:
-        regions = [{"bbox": box, "phrase": " ".join(record["caption"][b:e] for b, e in spans),
-                    "tokens_positive": [list(map(int, span)) for span in spans]}
-                   for box, spans, is_crowd in zip(boxes, record["spans"], crowd) if not is_crowd]
-        return line | {"grounding": {"caption": record["caption"], "regions": regions}}
+        spans = [of_box for of_box, is_crowd in zip(record["spans"], crowd) if not is_crowd]
+        return line | {"grounding": {"caption": record["caption"], "regions": regions(record["caption"], spans, boxes)}}
     return line | {"detection": {"instances": [
         {"bbox": box, "label": int(c), "category": source.class_names[c]}
-        for box, c, is_crowd in zip(boxes, record["classes"].tolist(), crowd) if not is_crowd]}}
+        for box, c in zip(_exclusive(boxes), record["classes"][~crowd].tolist())]}}
+
+
+def regions(caption: str, spans, boxes: np.ndarray, scores=None) -> list[dict]:
+    """The regions of a grounding line.
+
+    Args:
+      spans: for each of n boxes, the characters of the caption that name it. boxes: [n, 4] `xyxy`, corners inclusive.
+      scores: n numbers, or None.
+    """
+    found = [{"bbox": box, "phrase": " ".join(caption[b:e] for b, e in of_box),
+              "tokens_positive": [list(map(int, span)) for span in of_box]} for box, of_box in zip(_exclusive(boxes), spans)]
+    if scores is not None:
+        found = [region | {"score": round(float(score), 4)} for region, score in zip(found, scores, strict=True)]
+    return found
+
+
+def _exclusive(boxes):
+    return (boxes + np.array([0, 0, 1, 1], np.float32)).round(2).tolist()
 
 
 def _kind(entry, where):

@@ -40,11 +40,13 @@ class BadRecords:
 
     Args:
       limit: how many different records of this host are let pass since its start.
+      option: what a user calls the limit. instead: what happens in their place, for the log.
     """
 
-    def __init__(self, limit: int = 0):
+    def __init__(self, limit: int = 0, option: str = "data.max_bad_records", instead: str = "another is read in its place"):
         _check_at_least(max_bad_records=(limit, 0))
-        self._limit, self._found, self._lock = limit, set(), threading.Lock()
+        self._limit, self._option, self._instead = limit, option, instead
+        self._found, self._lock = set(), threading.Lock()
 
     def __len__(self) -> int:
         return len(self._found)
@@ -55,11 +57,10 @@ class BadRecords:
             if (source, index) in self._found:
                 return
             if len(self._found) == self._limit:
-                if self._limit:
-                    error.add_note(f"That is one more than the {self._limit} of data.max_bad_records.")
+                error.add_note(f"That is one more than the {self._limit} of {self._option}.")
                 raise error
             self._found.add((source, index))
-        log.warning("bad record %d of at most %d, another is read in its place: %s", len(self), self._limit, error)
+        log.warning("bad record %d of at most %d, %s: %s", len(self), self._limit, self._instead, error)
 
 
 def train_batches(sources: Sequence, weights: Sequence[float], *, seed: int, start_step: int, batch_size: int,
@@ -200,7 +201,8 @@ def eval_batches(source, *, batch_size: int, canvases: Sequence[tuple[int, int]]
                  class_table: ClassTable | None = None, prompt: prompts.EvaluationPrompt | None = None,
                  separator: str = prompts.SEPARATOR, mask_size: int | None = None, process_index: int = 0,
                  process_count: int = 1, parallel_reads: int = 8, indices: Sequence[int] | None = None,
-                 mirrored: bool = False) -> Iterator[dict]:
+                 mirrored: bool = False,
+                 on_bad: Callable[[int, ValueError], None] | None = None) -> Iterator[dict]:
     """Every record of a source exactly once, without randomness; all hosts yield equally many batches.
 
     Records come in order; with several canvases, in order within each canvas, the smaller canvas first. The
@@ -218,10 +220,12 @@ def eval_batches(source, *, batch_size: int, canvases: Sequence[tuple[int, int]]
       class_table: for `box_class` and `token_class`; None leaves them NO_CLASS.
       indices: which records; None: all.
       mirrored: show images and boxes left to right; words stay as they are.
+      on_bad: called with index and error of a record that cannot be read, in whose place a padding example stands; by
+        default the first one ends the stream.
       The rest is as in `train_batches`. Of more than `max_boxes` boxes the first are kept.
     Yields: dicts of `schema.batch_spec` for this host, and beside it `record`, int64 [B], the index in the source (−1 on
-      a padding example), and from captions `phrase_tokens`, bool [B, G, T], the words of each of `text_ops.phrases_of`
-      the record, of which the first `max_boxes` are asked.
+      a padding example), and from captions `phrase_tokens`, bool [B, G, T], the words of each of `text_ops.asked_phrases`
+      of the record, of which the first `max_boxes` are asked.
     """
     rows = _rows_per_host(batch_size, process_index, process_count)
     _check_at_least(max_tokens=(max_tokens, 2), max_boxes=(max_boxes, 1), max_size=(max_size, 1),
@@ -241,6 +245,15 @@ def eval_batches(source, *, batch_size: int, canvases: Sequence[tuple[int, int]]
         if position >= len(of_canvas):
             return _padding_example(spec_of(canvas), tokenizer.pad_id)
         index = int(of_canvas[position])
+        try:
+            return example_of(canvas, index)
+        except ValueError as error:
+            if on_bad is None:
+                raise
+            on_bad(index, error)
+            return _padding_example(spec_of(canvas), tokenizer.pad_id)
+
+    def example_of(canvas, index):
         with _naming(source, index):
             stored = source[index]
             record = usable_record(stored, source.class_names)
@@ -248,7 +261,7 @@ def eval_batches(source, *, batch_size: int, canvases: Sequence[tuple[int, int]]
                        _class_text(record, prompt.encoding, spans, class_ids))
             if not prompt:
                 offsets = tokenizer.encode(record["caption"], max_tokens).offsets
-                phrases = text_ops.positive_map(text_ops.phrases_of(stored)[0][:max_boxes], offsets)
+                phrases = text_ops.positive_map(text_ops.asked_phrases(stored)[:max_boxes], offsets)
                 text["phrase_tokens"] = _padded(phrases, max_boxes, False)
             text["mlm_eligible"] = np.full(max_tokens, MLM_NEVER, np.int8)
             kept = np.arange(min(len(record["boxes"]), max_boxes))     # also those of other prompts' classes

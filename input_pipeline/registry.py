@@ -15,6 +15,7 @@ KINDS = {
     "tsv": ("tsv", "Tsv"),
     "voc": ("voc", "Voc"),
     "flickr_entities": ("flickr_entities", "FlickrEntities"),
+    "pairs": ("pairs", "Pairs"),                       # images with texts, to be labelled
     "coco_captions": ("captions", "CocoCaptions"),
     "vqa": ("captions", "Vqa"),
     "records": ("records", "Records"),                 # what `glipv2 prepare` writes

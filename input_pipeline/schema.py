@@ -12,6 +12,7 @@ A **record** is what a source returns for one index, before any transform. A pla
 | `classes` | int32 [n] | detection: index into the source's `class_names`; caption: all −1 |
 | `caption` | str, optional | present when the record is a caption; else the prompt is made from class names |
 | `spans` | list of n lists of (begin, end), with `caption` | characters of the caption that name each box |
+| `asked` | list of lists of (begin, end), optional | phrases that a model is asked for, where they are not those of the boxes |
 | `masks` | bool [n, h, w], optional | instance masks |
 | `questions` | list of {"question", "answer"}, optional | of a source that `asks` one, the caption, with `answers`, what each of ten people said |
 | `is_crowd` | bool [n], optional | read by scoring; such boxes never reach a batch |

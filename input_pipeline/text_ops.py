@@ -61,6 +61,15 @@ def phrases_of(record: Mapping) -> tuple[list[tuple[Span, ...]], np.ndarray]:
     return list(known), np.array(of_box, int)
 
 
+def asked_phrases(record: Mapping) -> list[tuple[Span, ...]]:
+    """The phrases that a model is asked for: those that the record states, else those of its boxes.
+
+    Args:
+      record: of a caption, see `schema`.
+    """
+    return [tuple(map(tuple, spans)) for spans in record["asked"]] if "asked" in record else phrases_of(record)[0]
+
+
 def spans_of(words: np.ndarray, offsets: np.ndarray) -> list[Span]:
     """The characters of a set of words, one span for each run of neighbouring tokens: back from `positive_map`.
 

@@ -21,6 +21,7 @@ import yaml
 
 from input_pipeline import image_ops
 from input_pipeline.annotations import LARGEST_ID, checked_spans, field, load_json, parse_object
+from input_pipeline.captions import without_boxes
 from input_pipeline.line_file import LineFile
 from input_pipeline.schema import NO_CLASS
 
@@ -32,7 +33,7 @@ class Tsv:
 
     With a label map the rows are objects with classes, without one they are captions with pseudo boxes: `bboxes`,
     `scores`, `tokens_positive` for each box, or for each entity with lists of boxes and scores (version v2, seen by its
-    form). Corners are inclusive, as the reference reads them. A caption's boxes are in pixels of an `img_w` × `img_h`
+    form); a caption alone, as the reference's rows to be labelled are, has no boxes. Corners are inclusive, as the reference reads them. A caption's boxes are in pixels of an `img_w` × `img_h`
     image and are scaled to the image that is there.
 
     Args:
@@ -80,8 +81,7 @@ class Tsv:
 
     def caption(self, index: int) -> str:
         """The caption of a row, without its image."""
-        label, where = self._label(index)
-        return field(label, "caption", str, where)
+        return self._text(*self._label(index))
 
     def image_bytes(self, index: int) -> bytes:
         """The image file that the row holds."""
@@ -113,7 +113,9 @@ class Tsv:
                 "classes": np.array([self._class_of[name] for name in names], np.int32)}
 
     def _caption(self, label, index, where):
-        caption = field(label, "caption", str, where)
+        caption = self._text(label, where)
+        if not label.keys() & {"bboxes", "scores", "tokens_positive"}:
+            return without_boxes(caption)
         entities = [field(label, key, list, where) for key in ("bboxes", "scores", "tokens_positive")]
         if len({len(part) for part in entities}) != 1:
             raise ValueError(f"{where}: found {', '.join(str(len(part)) for part in entities)} bboxes, scores and "
@@ -131,6 +133,15 @@ class Tsv:
             boxes *= np.array([width / stated[0], height / stated[1]] * 2, np.float32)
         return {"boxes": boxes, "classes": np.full(len(found), NO_CLASS, np.int32), "caption": caption,
                 "spans": [spans for _, spans in found]}
+
+    @staticmethod
+    def _text(label, where):
+        """The caption of a label: of a pair without boxes it may be that of the first of a list, or a list to be joined."""
+        if label.get("objects"):
+            label = label["objects"][0]
+        if "captions" in label:
+            return " ".join(field({"captions": text}, "captions", str, where) for text in field(label, "captions", list, where))
+        return field(label, "caption", str, where)
 
     def _label(self, index):
         """(dict of a label row, what errors call it); a bare list of objects is wrapped."""

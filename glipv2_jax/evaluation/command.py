@@ -175,7 +175,7 @@ def _replaced(config, settings):
         if key not in config.eval:
             raise ValueError(f"--{key}: no field of config.eval, expected one of {', '.join(sorted(config.eval))}")
         try:
-            config.eval[key] = value
+            config.eval[key] = _tuples(value)
         except TypeError as error:
             raise ValueError(f"--{key}: {error}") from error
     return config

@@ -42,18 +42,21 @@ def class_prompts(names, tokenizer, max_tokens, classes_per_prompt):
     return list(zip(*wordings))
 
 
-def detect(predictor, mesh, config, source, tokenizer, folder, name, key, classes=(), masks=True):
-    """Runs a model on every record of a source, or on what an evaluation that was stopped left to do.
+def detect(predictor, mesh, config, source, tokenizer, folder, title, key, classes=(), masks=True, *, chosen=None, on_bad=None):
+    """Runs a model on every record of a source, or on what a run that was stopped left to do.
 
     Args:
       predictor: Predictor with its parameters. mesh: its mesh. config: the run's config.
       source: of class names, or of captions whose phrases are asked for.
-      folder: for the parts. name: for the progress bar.
+      folder: for the parts. title: of the progress bar.
       key: JSON-able dict that names the weights; settings and data are added here.
       classes: what `class_prompts` gives, for a source of class names.
       masks: whether masks are asked for, where the model has a mask head.
+      chosen: function of a Found: what of it is stored; None: all.
+      on_bad: called with index and error of a record that cannot be read, which is then in no part.
     Returns: Parts.
-    Raises: ValueError for a record that cannot be read, and for masks of several views, which nobody has defined.
+    Raises: ValueError for a record that cannot be read, without `on_bad`, and for masks of several views, which nobody has
+      defined.
     """
     e, masks = config.eval, masks and predictor.with_masks
     if e.views and masks:
@@ -76,13 +79,13 @@ def detect(predictor, mesh, config, source, tokenizer, folder, name, key, classe
             source, batch_size=e.batch_size, canvases=[_scaled(canvas, e.short_side, view) if view else canvas],
             short_side=short_side, max_size=max_size, max_tokens=config.data.max_tokens, max_boxes=config.data.max_boxes,
             tokenizer=tokenizer, prompt=prompt, process_index=jax.process_index(), process_count=jax.process_count(),
-            indices=indices, mirrored=bool(view and view.mirrored), parallel_reads=config.data.parallel_reads)
+            indices=indices, mirrored=bool(view and view.mirrored), parallel_reads=config.data.parallel_reads, on_bad=on_bad)
         for batch in batches:
             yield list(_batch(predictor, sharding.global_batch(batch, mesh), chunks,
                               predictor.candidates if view else functools.partial(predictor.decode, masks=masks)))
 
     passes = max(len(views), 1)
-    with Progress(f"evaluate {name}", total=len(source) * passes, unit="views" if views else "images",
+    with Progress(title, total=len(source) * passes, unit="views" if views else "images",
                   done=sum(len(indices) for _, indices in work[:parts.finished]) * passes) as progress:
         for canvas, indices in work[parts.finished:]:
             seen = {}
@@ -92,10 +95,13 @@ def detect(predictor, mesh, config, source, tokenizer, folder, name, key, classe
                         seen.setdefault(found.record, []).append((view, found, *sizes))
                     progress.advance(len(batch))
             found = [_merged(of_record, e) if views else of_record[0][1] for of_record in seen.values()]
+            if chosen is not None:
+                found = [chosen(one) for one in found]
             if jax.process_index() == 0:
                 # From the source and not the device, whose whole numbers have 32 bits; ids of data sets may have more.
                 found = [dataclasses.replace(one, image_id=int(source[one.record]["image_id"])) for one in found]
             parts.add(found)
+            progress.update(sum(len(indices) for _, indices in work[:parts.finished]) * passes)    # bad ones, too
     return parts
 
 

@@ -33,6 +33,11 @@ class Found:
         y, x = self.scale
         return self.boxes.astype(np.float64) / np.array([x, y, x, y], np.float64)
 
+    def only(self, keep):
+        """The same with some of its detections. keep: bool or int [K]."""
+        masks = None if self.masks is None else [self.masks[row] for row in np.arange(len(self.scores))[keep].tolist()]
+        return dataclasses.replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep], masks=masks)
+
 
 @dataclasses.dataclass(frozen=True)
 class Said:

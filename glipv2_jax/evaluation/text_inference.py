@@ -19,11 +19,11 @@ def check(task, source, model_config, answers):
                          "fusion; a result file of another model can be scored with --results")
 
 
-def say(predictor, mesh, config, source, tokenizer, folder, name, key, task, answers):
+def say(predictor, mesh, config, source, tokenizer, folder, title, key, task, answers):
     """Lets a model answer or describe every record of a source, or what an evaluation that was stopped left to do.
 
     Args:
-      predictor, mesh, config, tokenizer, folder, name, key: as for `inference.detect`.
+      predictor, mesh, config, tokenizer, folder, title, key: as for `inference.detect`.
       source: of questions, or of captions; of several captions of an image the first asks for one.
       task: "answers" or "captions". answers: AnswerList, for questions.
     Returns: Texts.
@@ -37,7 +37,7 @@ def say(predictor, mesh, config, source, tokenizer, folder, name, key, task, ans
     size = -(-e.records_per_part // e.batch_size) * e.batch_size
     plan = eval_plan(source, [tuple(canvas) for canvas in e.canvases], e.short_side, e.max_size, indices)
     work = [(canvas, of_canvas[i:i + size]) for canvas, of_canvas in plan for i in range(0, len(of_canvas), size)]
-    with Progress(f"evaluate {name}", total=len(indices), unit="images",
+    with Progress(title, total=len(indices), unit="images",
                   done=sum(len(of_part) for _, of_part in work[:parts.finished])) as progress:
         for canvas, of_part in work[parts.finished:]:
             said = []

@@ -16,11 +16,11 @@ _WIDTH = 960                         # pixels of a sample's picture, at most
 _SHOWN_WORDS = 20                    # bars of classes or phrases
 _ENDLESS = 2**62
 
-Example = collections.namedtuple("Example", "source image_id image labels colors tokens")
-Example.__doc__ = """A training example, to be drawn.
+Example = collections.namedtuple("Example", "image tokens colors hint")
+Example.__doc__ = """A picture with its words, to be drawn.
 
-source: its name. image: PIL picture with boxes. labels: the words of each box. colors: label → (r, g, b).
-tokens: [(piece of a word, label or None)] in the order of the prompt.
+image: PIL picture with boxes. tokens: [(piece of the text, label of its boxes or None)] in order. colors: label → (r, g, b).
+hint: line below.
 """
 
 
@@ -64,7 +64,8 @@ def _example(found, source, tokenizer):
     for place in np.argsort(-rows.sum(axis=1), kind="stable"):
         for token in np.flatnonzero(rows[place]):
             label_of[token] = labels[place]
-    return Example(source, int(found["example_id"]), picture, labels, colors, list(zip(pieces, label_of)))
+    hint = (f"{source}, image {int(found['example_id'])}, {len(labels)} box{'es' * (len(labels) != 1)}, {len(pieces)} tokens")
+    return Example(picture, list(zip(pieces, label_of)), colors, hint)
 
 
 def _text(pieces, row):
@@ -87,16 +88,21 @@ def page(all_findings, overlaps, examples, why_not=""):
     parts.append('<section class="samples"><h2>As training sees them</h2><p class="hint">After augmentation, on the '
                  "prompt that is drawn with them. Words have the colour of the boxes that they name; grey words name "
                  "nothing in the picture. ## marks a piece that goes on with the word before it.</p>")
-    parts += [_of_example(example) for example in examples]
+    parts += [figure(example) for example in examples]
     if why_not:
-        parts.append(f'<p class="bad">{_safe(why_not)}</p>')
+        parts.append(f'<p class="bad">{safe(why_not)}</p>')
     parts.append("</section>")
-    return _PAGE.replace("BODY", "\n".join(parts))
+    return document("Data inspected", parts)
+
+
+def document(title, parts):
+    """A whole page in the style of this one. parts: list of HTML."""
+    return _PAGE.replace("TITLE", safe(title)).replace("BODY", "\n".join(parts))
 
 
 def _of_source(findings):
-    rows = "".join(f"<tr><th>{_safe(title)}</th><td>{_safe(text)}</td></tr>" for title, text in summary.facts(findings))
-    parts = [f"<section><h2>{_safe(findings.name)}</h2>",
+    rows = "".join(f"<tr><th>{safe(title)}</th><td>{safe(text)}</td></tr>" for title, text in summary.facts(findings))
+    parts = [f"<section><h2>{safe(findings.name)}</h2>",
              _lists(findings.problems, {text: n for text, n in findings.notes.items() if n}),
              f'<div class="columns"><table>{rows}</table>{_bars(findings)}</div></section>']
     return "".join(parts)
@@ -105,7 +111,7 @@ def _of_source(findings):
 def _of_overlaps(overlaps):
     if not overlaps:
         return ""
-    rows = "".join("<tr>" + "".join(f"<td>{_safe('–' if o[key] is None else o[key])}</td>"
+    rows = "".join("<tr>" + "".join(f"<td>{safe('–' if o[key] is None else o[key])}</td>"
                                     for key in ("name", "against", "ids", "files", "pixels")) + "</tr>" for o in overlaps)
     problems = [problem for overlap in overlaps for problem in overlap["problems"]]
     notes = [note for overlap in overlaps for note in overlap["notes"]]
@@ -118,11 +124,11 @@ def _lists(problems, notes):
     parts = []
     for count, examples in summary.folded(problems):
         rest = f"<li>and {count - len(examples):,} more, in report.json</li>" if count > len(examples) else ""
-        items = "".join(f"<li>{_safe(example)}</li>" for example in examples)
+        items = "".join(f"<li>{safe(example)}</li>" for example in examples)
         parts.append(f'<div class="problem"><b>{count:,}</b><ul>{items}{rest}</ul></div>')
     if notes:
         ordered = sorted(notes.items(), key=lambda note: -note[1])
-        parts.append('<ul class="notes">' + "".join(f"<li>{f'<b>{n:,}</b> ' * (n > 1)}{_safe(text)}</li>"
+        parts.append('<ul class="notes">' + "".join(f"<li>{f'<b>{n:,}</b> ' * (n > 1)}{safe(text)}</li>"
                                                     for text, n in ordered) + "</ul>")
     return "".join(parts)
 
@@ -131,18 +137,25 @@ def _bars(findings):
     found = summary.words(findings)
     if not found:
         return ""
-    top, most = found[:_SHOWN_WORDS], max(found[0][1], 1)
-    rows = "".join(f'<div><span>{_safe(word)}</span><i style="width:{100 * count / most:.1f}%"></i><em>{count:,}</em></div>'
-                   for word, count in top)
     kind = "classes" if findings.class_names else "phrases"
-    rest = f"<p class='hint'>{len(found) - len(top):,} more {kind} in report.json</p>" if len(found) > len(top) else ""
+    hidden = len(found) - _SHOWN_WORDS
+    rest = f"<p class='hint'>{hidden:,} more {kind} in report.json</p>" if hidden > 0 else ""
     rare = summary.rare(findings)
     if rare:
-        rest += f"<p class='hint'>rare: {_safe(', '.join(f'{word} {count}' for word, count in rare))}</p>"
-    return f'<div class="bars"><h3>boxes of the {kind}</h3>{rows}{rest}</div>'
+        rest += f"<p class='hint'>rare: {safe(', '.join(f'{word} {count}' for word, count in rare))}</p>"
+    return bars(f"boxes of the {kind}", found[:_SHOWN_WORDS], rest)
 
 
-def _of_example(example):
+def bars(title, counts, rest=""):
+    """A bar for each of [(name, count)]. rest: HTML that stands below."""
+    most = max((count for _, count in counts), default=1) or 1
+    rows = "".join(f'<div><span>{safe(name)}</span><i style="width:{100 * count / most:.1f}%"></i><em>{count:,}</em></div>'
+                   for name, count in counts)
+    return f'<div class="bars"><h3>{safe(title)}</h3>{rows}{rest}</div>'
+
+
+def figure(example):
+    """A picture over its words, which have the colours of their boxes."""
     file = io.BytesIO()
     example.image.save(file, "JPEG", quality=82)
     picture = base64.b64encode(file.getvalue()).decode("ascii")
@@ -158,22 +171,22 @@ def _of_example(example):
             style = ' class="special"'
         # Pieces of one phrase share a chip.
         if words and label is not None and label == last:
-            words[-1] = words[-1].removesuffix("</span>") + ("" if joined else " ") + _safe(piece) + "</span>"
+            words[-1] = words[-1].removesuffix("</span>") + ("" if joined else " ") + safe(piece) + "</span>"
         else:
-            words.append(("" if joined or not words else " ") + f"<span{style}>{_safe(piece)}</span>")
+            words.append(("" if joined or not words else " ") + f"<span{style}>{safe(piece)}</span>")
         last = label
-    boxes = f"{len(example.labels)} box{'es' * (len(example.labels) != 1)}"
     return (f'<figure><img src="data:image/jpeg;base64,{picture}" alt="" width="{example.image.width}" height="{example.image.height}"><figcaption>'
-            f'<p class="words">{"".join(words)}</p><p class="hint">{_safe(example.source)}, image {example.image_id}, '
-            f"{boxes}, {len(example.tokens)} tokens</p></figcaption></figure>")
+            f'<p class="words">{"".join(words)}</p>'
+            f'<p class="hint">{safe(example.hint)}</p></figcaption></figure>')
 
 
-def _safe(text):
+def safe(text):
+    """Text of the data, escaped."""
     return html.escape(str(text))
 
 
 _PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Data inspected</title>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>TITLE</title>
 <style>
 :root { --ink: #1b1d21; --soft: #6c727c; --line: #e4e6ea; --paper: #fff; --page: #f5f6f8; --good: #13795b; --bad: #c02a3d; }
 * { box-sizing: border-box; }

@@ -53,12 +53,21 @@ def run(spec, output, *, shards, workers=None, part=(0, 1), max_bad=0, licence=N
       max_bad: records that may be left out. licence: for the card.
     Raises: ValueError for bad data, or a folder that holds other data.
     """
+    prepare(lambda: make_source(spec, root), spec, source_files(spec, root), output, shards=shards, workers=workers, part=part,
+            max_bad=max_bad, licence=licence)
+
+
+def prepare(open_source, spec, files, output, *, shards, workers=None, part=(0, 1), max_bad=0, licence=None):
+    """The same for any source.
+
+    Args:
+      open_source: function that gives it; not called where nothing is left to do.
+      spec: JSON-able dict that describes it, for the card. files: [(name, paths)] of what it was made from.
+      The rest as of `run`.
+    Raises: as `run`.
+    """
     output = pathlib.Path(output)
-    files = _source_files(spec, root)
-    # Cheap to tell again at every start, unlike the hashes that the card keeps.
-    key = {"source": spec, "files": [[name, *_stamp(paths)] for name, paths in files], "shards": shards,
-           "layout": records.LAYOUT}
-    key = json.loads(json.dumps(key))
+    key = json.loads(json.dumps({"source": spec, "files": stamps(files), "shards": shards, "layout": records.LAYOUT}))
     if (output / records.CARD).exists():
         found = records.read_card(output)["key"]
         if found != key:
@@ -66,7 +75,7 @@ def run(spec, output, *, shards, workers=None, part=(0, 1), max_bad=0, licence=N
                              f"{json.dumps(key)}; name another folder")
         print(f"{output}: prepared before, nothing to do")
         return
-    source = make_source(spec, root)
+    source = open_source()
     work = Shards(source, output, count=shards, key=key, max_bad=max_bad)
     work.write(range(part[0], shards, part[1]), workers or os.cpu_count() or 1)
     with (output / ".lock").open("w") as lock:                 # parts may finish at the same moment; one writes the card
@@ -121,7 +130,7 @@ def _finish(work, source, spec, files, key, licence):
     return card
 
 
-def _source_files(spec, root):
+def source_files(spec, root):
     """[(name, paths)] of the annotation files that a source names: those of a .yaml too, a folder's under one name."""
     found = []
     for name in (spec[key] for key in PATHS if spec.get(key)):
@@ -138,6 +147,11 @@ def _source_files(spec, root):
             if paths:
                 found.append((f"{spec['folder']}/{part}", paths))
     return found
+
+
+def stamps(files):
+    """[[name, bytes, time of the last change]] of `source_files`: cheap to tell again at every start, unlike hashes."""
+    return [[name, *_stamp(paths)] for name, paths in files]
 
 
 def _stamp(paths):
