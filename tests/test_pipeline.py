@@ -438,6 +438,25 @@ def test_evaluation_reads_every_record_once_in_order(evaluate):
         assert_equal(batch, again)
 
 
+def test_evaluation_leaves_out_what_cannot_be_read_where_that_is_allowed(evaluate):
+    bad = {}
+    batches = list(evaluate(Holes(), on_bad=bad.__setitem__))
+    assert sorted(bad) == [2, 5] and "photo2.jpg: truncated" in str(bad[2])
+    assert [batch["record"].tolist() for batch in batches] == [[0, 1, -1, 3], [4, -1, 6, 7], [8, 9, -1, -1]]
+    with pytest.raises(ValueError, match="record 2: photo2.jpg: truncated"):
+        list(evaluate(Holes()))
+
+
+def test_a_record_may_ask_for_other_phrases_than_those_of_its_boxes(evaluate):
+    class Asked(Captions):
+        def __getitem__(self, index):
+            return super().__getitem__(index) | {"asked": [[(2, 5)], [(6, 9), (26, 29)]]}
+
+    own, asked = (next(iter(evaluate(source)))["phrase_tokens"] for source in (Captions(), Asked()))
+    assert own[0].any(axis=1).sum() == 3 and own[0, 0].sum() == 3
+    assert asked[0].any(axis=1).sum() == 2 and asked[0].sum(axis=1)[:2].tolist() == [1, 2]
+
+
 def test_evaluation_hosts_take_turns_and_yield_alike(evaluate):
     whole = list(evaluate(Detection(9)))
     hosts = [list(evaluate(Detection(9), process_index=host, process_count=4)) for host in range(4)]

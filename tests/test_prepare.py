@@ -148,7 +148,7 @@ def test_a_changed_annotation_of_a_folder_is_other_data(tmp_path):
     (tmp_path / "Annotations").mkdir()
     for name in ("a", "b"):
         (tmp_path / "Annotations" / f"{name}.xml").write_text("<annotation/>")
-    name, paths = command._source_files({"kind": "voc", "folder": str(tmp_path)}, "")[0]
+    name, paths = command.source_files({"kind": "voc", "folder": str(tmp_path)}, "")[0]
     assert name == f"{tmp_path}/Annotations/**/*.xml" and len(paths) == 2
     before = command._stamp(paths)
     (tmp_path / "Annotations" / "b.xml").write_text("<annotated/> ")

@@ -185,20 +185,17 @@ def test_pairs_without_boxes_stay_where_they_are_asked_for(checkpoint, tmp_path)
     done, rest = run(spec, checkpoint, tmp_path / "all", min_boxes=0)
     assert len(done) == 8 and not rest
     assert next(line for line in done if line["pair"] == 1)["grounding"]["regions"] == []
-    done, rest = run(spec, checkpoint, tmp_path / "many", min_boxes=10)
-    assert {line["pair"] for line in done} | {line["pair"] for line in rest} == set(range(8)) and len(rest) > 1
-    assert any("fewer boxes than 10" in line["reason"] for line in rest)
-    with pytest.raises(ValueError, match="found no pair with 1 boxes of a score of at least 1.0"):
-        run(spec, checkpoint, tmp_path / "none", threshold=1.0)
+    with pytest.raises(ValueError, match="found no pair with 2 boxes of a score of at least 1.0"):
+        run(spec, checkpoint, tmp_path / "none", threshold=1.0, min_boxes=2)
+    rest = lines(tmp_path / "none" / labels.LEFT_OUT)
+    assert sorted(line["pair"] for line in rest) == list(range(8))
+    assert [line["pair"] for line in rest if "fewer boxes than 2" not in line["reason"]] == [1]
 
 
 def test_captions_of_other_readers(checkpoint, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
     write_pairs(folder, CAPTIONS[:4])
-    (folder / "coco.json").write_text(json.dumps({
-        "images": [{"id": n, "file_name": f"{n}.png"} for n in range(4)],
-        "annotations": [{"id": n, "image_id": n // 2, "caption": caption} for n, caption in enumerate(CAPTIONS[:4])]}))
     rows = [{"caption": CAPTIONS[0]}, [{"caption": CAPTIONS[2]}], {"captions": [CAPTIONS[3], CAPTIONS[4]]}]
     (folder / "label.tsv").write_text("".join(f"{n}\t{json.dumps(row)}\n" for n, row in enumerate(rows)))
     (folder / "img.tsv").write_text("".join(
@@ -209,14 +206,14 @@ def test_captions_of_other_readers(checkpoint, tmp_path):
     assert [source.caption(n) for n in range(3)] == [CAPTIONS[0], CAPTIONS[2], f"{CAPTIONS[3]} {CAPTIONS[4]}"]
     assert len(source[1]["boxes"]) == 0 and source[1]["spans"] == []
     scenes = {"kind": "scenes", "task": "caption", "num_examples": 3, "canvas": [64, 64]}
-    for name, spec in (("coco", data_arguments.spec_of(folder / "coco.json", folder)), ("tsv", tsv), ("scenes", scenes)):
+    for name, spec in (("tsv", tsv), ("scenes", scenes)):
         source = make_source(spec)
         done, rest = run(spec, checkpoint, tmp_path / name)
         assert sorted(line["pair"] for line in (*done, *rest)) == list(range(len(source)))
         stored = make_source({"kind": "records", "folder": str(tmp_path / name / command.RECORDS)})
         for index, line in enumerate(done):
             np.testing.assert_array_equal(stored[index]["image"](), image_ops.pixels_of(source[line["pair"]]))
-            assert stored[index]["caption"] == source.caption(line["pair"]) if name != "scenes" else True
+            assert stored[index]["caption"] == source[line["pair"]]["caption"]
     with pytest.raises(ValueError, match="class names, expected captions"):
         run(scenes | {"task": "detection"}, checkpoint, tmp_path / "classes")
 
