@@ -59,7 +59,8 @@ def checkpoint(tmp_path_factory):
     params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(x.dtype), params)
     params["grounding"]["bias0"] = params["grounding"]["bias0"] * 0
     checkpoints = Checkpoints(workdir)
-    checkpoints.save(TrainState(np.int32(1), params, (), None, np.float32(0)), json.loads(config.to_json_best_effort()), dataclasses.asdict(model))
+    checkpoints.save(TrainState(np.int32(1), params, (), None, np.float32(0)), json.loads(config.to_json_best_effort()),
+                     dataclasses.asdict(model))
     checkpoints.close()
     return workdir
 
@@ -275,4 +276,5 @@ def test_two_processes_label_what_one_does(checkpoint, tmp_path):
             for ours, theirs in zip(*(line.get("grounding", {}).get("regions", []) for line in (a, b)), strict=True):
                 assert ours["phrase"] == theirs["phrase"]
                 np.testing.assert_allclose(ours["bbox"], theirs["bbox"], atol=0.05)
-    assert len(make_source({"kind": "records", "folder": str(tmp_path / "two" / command.RECORDS)})) == len(lines(tmp_path / "two" / labels.LABELS))
+    stored = make_source({"kind": "records", "folder": str(tmp_path / "two" / command.RECORDS)})
+    assert len(stored) == len(lines(tmp_path / "two" / labels.LABELS))

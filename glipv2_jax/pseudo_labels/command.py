@@ -175,7 +175,8 @@ def _together(what):
 def _arguments(argv):
     parser = argparse.ArgumentParser("glipv2 pseudo-label", usage=_USAGE, allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-                                     description=__doc__.split(": ", 1)[1], epilog="--config.eval.x=… replaces a setting of the checkpoint.")
+                                     description=__doc__.split(": ", 1)[1],
+                                     epilog="--config.eval.x=… replaces a setting of the checkpoint.")
     parser.add_argument("--checkpoint", required=True, help="folder that training or glipv2 convert wrote")
     parser.add_argument("--pairs", metavar="FILE", help="file or folder; its content says what it is")
     parser.add_argument("--images", metavar="FOLDER", help="folder of the images of --pairs")
