@@ -175,7 +175,7 @@ def _replaced(config, settings):
         if key not in config.eval:
             raise ValueError(f"--{key}: no field of config.eval, expected one of {', '.join(sorted(config.eval))}")
         try:
-            config.eval[key] = _tuples(value)
+            config.eval[key] = tuples(value)
         except TypeError as error:
             raise ValueError(f"--{key}: {error}") from error
     return config
@@ -183,7 +183,7 @@ def _replaced(config, settings):
 
 def tuples(value):
     """What JSON gave, with tuples for lists, as configs have them."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
 def _arguments(argv):
