@@ -123,7 +123,7 @@ def test_the_list_of_answers_comes_with_its_head(tmp_path):
     assert find_answers(config, model, sources, tmp_path / "run").names == ("2", "3")
     with pytest.raises(ValueError, match="found 3 answers, expected the 2 of model.num_answers"):
         find_answers(config, model, sources, tmp_path / "long")
-    config.data.answers = ""
+    config.data.answers = config.init_from = ""
     with pytest.raises(ValueError, match="found no answers.txt, expected the 2 answers of the model"):
         find_answers(config, model, (), tmp_path)
 
