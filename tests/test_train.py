@@ -117,36 +117,6 @@ def test_sigterm_saves_at_that_step_and_the_same_command_goes_on(finished, tmp_p
     jax.tree.map(np.testing.assert_array_equal, *(_params(config, folder, True) for folder in (tmp_path, workdir)))
 
 
-def test_an_evaluation_that_was_due_when_the_run_was_stopped_comes_first(judged, tmp_path, monkeypatch):
-    config, workdir, evaluated = judged
-    evaluated.clear()
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(train.StopSignal, "reached", lambda self, step: step == 4)
-        train.train_and_evaluate(config, tmp_path)
-    assert evaluated == [2] and read_about(tmp_path)["unscored"]
-    evaluated.clear()
-    train.train_and_evaluate(config, tmp_path)
-    assert evaluated == [4, 6, 8, 10, 12]
-    assert _timeless(_metrics(tmp_path)) == _timeless(_metrics(workdir))
-    jax.tree.map(np.testing.assert_array_equal, *(_params(config, folder, False) for folder in (tmp_path, workdir)))
-    assert read_about(tmp_path / "best") == read_about(workdir / "best")
-
-
-def test_a_run_that_is_stopped_while_it_is_scored_loses_no_step(judged, tmp_path, monkeypatch):
-    config, workdir, evaluated = judged
-
-    def stopped(*args):
-        raise Stopped
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(train, "evaluate", stopped)
-        train.train_and_evaluate(config, tmp_path)
-    assert read_about(tmp_path)["next_step"] == 2 and read_about(tmp_path)["unscored"]
-    evaluated.clear()
-    train.train_and_evaluate(config, tmp_path)
-    assert evaluated == [2, 4, 6, 8, 10, 12]
-    assert _timeless(_metrics(tmp_path)) == _timeless(_metrics(workdir))
-
-
 def test_a_coco_file_trains_from_another_run_and_is_scored_in_its_own_pixels(finished, tmp_path):
     _, before, _ = finished
     stand_ins.write({"kind": "coco_json", "json_path": "train.json", "image_folder": "images"}, tmp_path, num_images=5)
@@ -252,6 +222,36 @@ def test_a_judged_run_resumes_bit_for_bit_and_is_not_taken_up_after_its_end(judg
     evaluated.clear()
     assert train.train_and_evaluate(config, tmp_path) == {"captions/recall@1": 0.5, "heldout/AP": 0.25}
     assert evaluated == [12] and read_about(tmp_path)["next_step"] == 12
+
+
+def test_an_evaluation_that_was_due_when_the_run_was_stopped_comes_first(judged, tmp_path, monkeypatch):
+    config, workdir, evaluated = judged
+    evaluated.clear()
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(train.StopSignal, "reached", lambda self, step: step == 4)
+        train.train_and_evaluate(config, tmp_path)
+    assert evaluated == [2] and read_about(tmp_path)["unscored"]
+    evaluated.clear()
+    train.train_and_evaluate(config, tmp_path)
+    assert evaluated == [4, 6, 8, 10, 12]
+    assert _timeless(_metrics(tmp_path)) == _timeless(_metrics(workdir))
+    jax.tree.map(np.testing.assert_array_equal, *(_params(config, folder, False) for folder in (tmp_path, workdir)))
+    assert read_about(tmp_path / "best") == read_about(workdir / "best")
+
+
+def test_a_run_that_is_stopped_while_it_is_scored_loses_no_step(judged, tmp_path, monkeypatch):
+    config, workdir, evaluated = judged
+
+    def stopped(*args):
+        raise Stopped
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(train, "evaluate", stopped)
+        train.train_and_evaluate(config, tmp_path)
+    assert read_about(tmp_path)["next_step"] == 2 and read_about(tmp_path)["unscored"]
+    evaluated.clear()
+    train.train_and_evaluate(config, tmp_path)
+    assert evaluated == [2, 4, 6, 8, 10, 12]
+    assert _timeless(_metrics(tmp_path)) == _timeless(_metrics(workdir))
 
 
 def test_epochs_as_the_reference_counts_them(load_reference):
