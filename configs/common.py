@@ -151,7 +151,7 @@ def get_config():
     config.eval.region_score = 0.5           # least score of a box that belongs to a phrase's region (PhraseCut)
     config.eval.beams = 5                    # texts that a written caption is chosen from; 1: the likeliest word each time
     config.eval.caption_words = 20           # of a written caption, at most
-    config.eval.length_penalty = 0.0         # p: captions compete by log-probability / words^p
+    config.eval.length_penalty = 1.0         # p: captions compete by log-probability / words^p; at 0 short ones win
     config.eval.records_per_part = 256       # what a stopped evaluation repeats, at most
     config.eval.ema = False                  # score the averaged parameters
     config.eval.num_pictures = 12            # of each source, on the sheet

@@ -34,7 +34,7 @@ def greedy_search(step, cache, batch_size, *, start_id, end_id, max_words):
     return Written(ids, scores)
 
 
-def beam_search(step, cache, batch_size, *, start_id, end_id, max_words, beams, length_penalty=0.0):
+def beam_search(step, cache, batch_size, *, start_id, end_id, max_words, beams, length_penalty=1.0):
     """The best text that a search with a few beams finds, by log-probability / words^length_penalty.
 
     Each round the 2K best continuations of the K beams are looked at: those that end compete with the finished text, of the others
@@ -45,7 +45,7 @@ def beam_search(step, cache, batch_size, *, start_id, end_id, max_words, beams, 
       step: as for `greedy_search`, of token_ids [B, K], whose logits are [B, K, V]. The leading axis of every array of the cache has
         B · K entries, those of a text side by side.
       cache, batch_size, start_id, end_id, max_words: as for `greedy_search`.
-      beams: K. length_penalty: at least 0; above it long texts are preferred.
+      beams: K. length_penalty: at least 0; at 0 short texts win.
     Returns: Written; a score is the log-probability over that power of the number of words, the end counted.
     """
     b, k = batch_size, beams

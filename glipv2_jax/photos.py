@@ -91,7 +91,7 @@ def _parser(command, text):
     else:
         parser.add_argument("--beams", type=int, default=5, help="texts that are followed at a time; 1: the likeliest word each time")
         parser.add_argument("--words", type=int, default=20, help="tokens of a caption, at most")
-        parser.add_argument("--length_penalty", type=float, default=0.0, help="above 0 long captions are preferred")
+        parser.add_argument("--length_penalty", type=float, default=1.0, help="p: captions compete by log-probability / words^p")
     return parser
 
 

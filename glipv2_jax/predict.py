@@ -157,7 +157,7 @@ class Predictor:
         """Un-fused features → (probability of each answer [B, N] float32, what `predict` gives), of one forward pass."""
         return self._answer(self.params, levels, words, token_mask)
 
-    def write(self, levels, tokenizer, *, max_words, beams, length_penalty=0.0):
+    def write(self, levels, tokenizer, *, max_words, beams, length_penalty=1.0):
         """Un-fused features of images → `decoding.Written` on the device, a caption for each; special tokens are never written.
 
         Raises: ValueError for more words than the text encoder has positions.
@@ -398,14 +398,15 @@ class Detector:
         best = np.argsort(-probabilities, kind="stable")[:top]
         return Answer(question, tuple(self.answers.names[index] for index in best), probabilities[best], found)
 
-    def describe(self, image, *, beams=5, max_words=20, length_penalty=0.0, threshold=0.5, exact_canvas=False):
+    def describe(self, image, *, beams=5, max_words=20, length_penalty=1.0, threshold=0.5, exact_canvas=False):
         """Writes a caption, and finds the objects that its phrases speak of in a second pass over the same image features.
 
         Args:
           image: one image.
           beams: texts that are followed at a time; 1 takes the likeliest word each time.
           max_words: tokens of the caption, its end counted, at most. Each value, as each of `beams`, is compiled once.
-          length_penalty: at least 0; above it long captions are preferred. Only where there are several beams.
+          length_penalty: p ≥ 0; captions compete by log-probability / words^p, so that at 0 short ones win. Only where there are
+            several beams.
           threshold: least score of a box. exact_canvas: as in `detect`.
         Returns: Detections with its `caption`, which may be empty; labels count its noun phrases.
         Raises: ValueError for a model that cannot write, or a broken image.

@@ -55,7 +55,7 @@ def test_answers_and_captions_are_said_and_kept(command, monkeypatch, tmp_path, 
     assert record["answers"] == [{"answer": "yes", "probability": 0.75}] and record["grounding"]["regions"][0]["score"] == 0.9
     assert "a.jpg: yes 0.75; is th 0.90" in capsys.readouterr().out
     command("pictures/a.jpg", "--beams=2", "--words=7", "--output=said", find=photos.describe)
-    assert talking.options == {"beams": 2, "max_words": 7, "length_penalty": 0.0}
+    assert talking.options == {"beams": 2, "max_words": 7, "length_penalty": 1.0}
     assert json.loads((tmp_path / "said" / "a.json").read_text())["grounding"]["caption"] == "a cat"
     assert "a.jpg: a cat; a cat 0.90" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="no question; expected it after the photographs"):
