@@ -54,6 +54,7 @@ def get_config(variant, num_steps, captions=(), detection=(OBJECTS365,), gold=GO
     config = common.get_config()
     config.model.variant = variant
     config.model.overrides.remat = "nothing"
+    config.model.overrides.scan_layers = True
     config.model.dtype = "bfloat16"
     config.data.train = (*detection, *gold, *captions)
     config.data.eval = ({"kind": "coco_json", "name": "coco_val2017", "image_folder": "coco/val2017",

@@ -21,7 +21,7 @@ from glipv2_jax.models.config import model_config
 from glipv2_jax.models.glipv2 import GLIPv2, axis_names, init_params
 from glipv2_jax.train_state import TrainState
 from glipv2_jax.train_step import gradients
-from tests.test_models import MASK_HEAD, TINY, WITH_MASKS, tiny_batch
+from tests.test_models import DEEP, MASK_HEAD, WITH_MASKS, tiny_batch
 
 RULES = common.get_config().mesh.rules
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (4, 2, 1), (2, 2, 2)]
@@ -46,7 +46,7 @@ def through_a_checkpoint(params, shardings, workdir):
 
 def main():
     jax.config.update("jax_default_matmul_precision", "highest")
-    model, batch = GLIPv2(model_config("glipv2_t", TINY | {"mask_head": MASK_HEAD})), tiny_batch(8, mask_size=8)
+    model, batch = GLIPv2(model_config("glipv2_t", DEEP | {"mask_head": MASK_HEAD, "scan_layers": True})), tiny_batch(8, mask_size=8)
     params = jax.device_get(jax.jit(functools.partial(init_params, model))(jax.random.key(0)))
     # Fresh parameters stand on a kink: with one channel in each group, a normalised map has mean zero, and the ReLU of
     # the scale attention answers rounding noise. A step away from there every gradient is a smooth function.

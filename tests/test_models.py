@@ -4,6 +4,7 @@ import functools
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from glipv2_jax.models.config import VARIANTS, model_config
 from glipv2_jax.models.describe import count_parameters, parameter_shapes
 from glipv2_jax.models.glipv2 import GLIPv2, init_params
+from glipv2_jax.models.layers import scanned
 from glipv2_jax.train_step import Objective, compute_losses, gradients
 from input_pipeline.schema import batch_spec
 
@@ -133,6 +135,69 @@ def test_remat_does_not_change_the_gradient(tiny):
         params) for m in (model, again)]
     pairs = list(zip(*map(jax.tree.leaves, grads)))
     assert sum(((a - b)**2).sum() for a, b in pairs) < 1e-8 * sum((a**2).sum() for a, _ in pairs)
+
+
+DEEP = TINY | {"image_encoder": TINY["image_encoder"] | {"depths": (1, 1, 4, 1)},
+               "text_encoder": TINY["text_encoder"] | {"num_layers": 3}, "num_blocks": 2}
+
+
+def both_ways(variant, kind, dtype=jnp.float32):
+    """(models one layer after another and in a loop, their parameters, a batch)."""
+    overrides = DEEP | {"text_encoder": DEEP["text_encoder"] | {"kind": kind}, "remat": "nothing"}
+    models = [GLIPv2(model_config(variant, overrides | {"scan_layers": scan}), dtype=dtype) for scan in (False, True)]
+    # Fresh layers differ from each other, so that a loop over the wrong ones would show.
+    return models, jax.jit(functools.partial(init_params, models[0]))(jax.random.key(0)), tiny_batch(2)
+
+
+def test_layers_in_a_loop_are_layers_one_after_another():
+    models, params, batch = both_ways("glipv2_t", "bert")
+    inputs = [batch[k] for k in ("image", "image_size", "token_ids", "token_mask")]
+
+    def total(params, model):
+        outputs = model.apply({"params": params}, *inputs)
+        return jnp.sum(outputs.alignment_logits**2) + jnp.sum(outputs.box_deltas**2) + jnp.sum(outputs.text_embeddings[..., 0])
+    (value, grads), (looped, looped_grads) = (jax.jit(jax.value_and_grad(lambda p, m=m: total(p, m)))(params) for m in models)
+    assert jax.tree.structure(grads) == jax.tree.structure(looped_grads) and abs(looped - value) < 1e-5 * abs(value)
+    pairs = list(zip(*map(jax.tree.leaves, (grads, looped_grads))))
+    assert sum(((a - b)**2).sum() for a, b in pairs) < 1e-10 * sum((a**2).sum() for a, _ in pairs)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 0.03)])
+def test_layers_of_the_clip_style_tower_in_a_loop(dtype, tolerance):
+    models, params, batch = both_ways("glipv2_b", "clip", dtype)
+    inputs = [batch[k] for k in ("image", "image_size", "token_ids", "token_mask")]
+    plain, looped = (np.asarray(jax.jit(m.apply)({"params": params}, *inputs).alignment_logits) for m in models)
+    assert np.linalg.norm(looped - plain) < tolerance * np.linalg.norm(plain)
+
+
+def test_layers_in_a_loop_drop_each_its_own():
+    overrides = DEEP | {"image_encoder": DEEP["image_encoder"] | {"drop_path": 0.5}, "fusion_dropout": 0.3, "scan_layers": True,
+                        "text_encoder": DEEP["text_encoder"] | {"dropout": 0.3}}
+    model, batch = GLIPv2(model_config("glipv2_t", overrides)), tiny_batch(2)
+    params = jax.jit(functools.partial(init_params, model))(jax.random.key(0))
+    inputs = [batch[k] for k in ("image", "image_size", "token_ids", "token_mask")]
+    run = jax.jit(lambda key: model.apply({"params": params}, *inputs, train=True, rngs={"dropout": key}).alignment_logits)
+    first, again, other = run(jax.random.key(0)), run(jax.random.key(0)), run(jax.random.key(1))
+    np.testing.assert_array_equal(first, again)
+    assert np.isfinite(first).all() and (first != other).any()
+
+
+class Noisy(nn.Module):
+    """Call: nothing → what each of six layers, two in a step, lets through of 64 ones, [6, 64]."""
+
+    def setup(self):
+        self.layers = [nn.Dropout(0.5, deterministic=False) for _ in range(6)]
+
+    def __call__(self):
+        def step(layers, seen, number):
+            return seen.at[number].set(jnp.stack([layer(jnp.ones(64)) for layer in layers]))
+        pairs = list(zip(self.layers[::2], self.layers[1::2]))
+        return scanned(pairs, step, jnp.zeros((3, 2, 64)), self.make_rng("dropout"), jnp.arange(3)).reshape(6, 64)
+
+
+def test_each_layer_of_a_loop_has_noise_of_its_own():
+    seen = np.asarray(Noisy().apply({}, rngs={"dropout": jax.random.key(0)}))
+    assert len(np.unique(seen, axis=0)) == 6 and set(np.unique(seen)) == {0, 2}
 
 
 def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(tiny):

@@ -2,6 +2,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -20,7 +21,8 @@ def rehearse(config, data, workdir, processes=1):
     else:
         devices += " --xla_force_host_platform_device_count=8"
     done = subprocess.run(
-        [*program, f"--config=configs/{config}.py:rehearsal", f"--workdir={workdir}", f"--config.data.root={data}"], cwd=ROOT,
+        [*program, f"--config=configs/{config}.py:rehearsal", f"--workdir={workdir}", f"--config.data.root={data}",
+         "--config.train.checkpoint_every_steps=2"], cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": devices}, timeout=1500, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout[-6000:]
@@ -48,6 +50,12 @@ def test_two_processes_train_as_one(stand_ins, tmp_path):
     np.testing.assert_allclose([line["loss"] for line in two], [line["loss"] for line in one], rtol=2e-3)
     assert "coco_val2017/AP50" in one[-1] and "coco_val2017/AP50" in two[-1]
     assert (tmp_path / "two" / "detections.json").exists() and (tmp_path / "two" / "checkpoints" / "4").exists()
+    # One process goes on from the middle of what two have begun, with the same data.
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "4")
+    resumed = rehearse("glipv2_t_stage1", stand_ins, tmp_path / "two")
+    assert [line["step"] for line in resumed] == [1, 2, 3, 4] and resumed[:2] == two[:2]
+    np.testing.assert_allclose(resumed[2]["loss"], two[2]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(resumed[3]["loss"], two[3]["loss"], rtol=2e-3)
 
 
 @pytest.mark.slow

@@ -74,9 +74,9 @@ def test_reference_swin_block_with_drop_path(load_reference, reference_weights):
         flat[path.split("/", 2)[2]] = value
     x = arrays["drop_path_block.x"]
     side = int(x.shape[1]**0.5)
-    block = SwinBlock(about["dim"], about["heads"], about["window"], about["shift"], about["rate"], jnp.float32)
+    block = SwinBlock(about["dim"], about["heads"], about["window"], about["shift"], jnp.float32)
     with mock.patch("jax.random.uniform", side_effect=[arrays["drop_path_block.u_attn"], arrays["drop_path_block.u_mlp"]]):
-        out = block.apply({"params": nested(flat)}, x.reshape(len(x), side, side, -1), True,
+        out = block.apply({"params": nested(flat)}, x.reshape(len(x), side, side, -1), about["rate"], True,
                           rngs={"dropout": jax.random.key(0)})
     assert error(out.reshape(x.shape), arrays["drop_path_block.out"]) < 1e-5
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glipv2_jax.models.config import TextEncoderConfig
-from glipv2_jax.models.layers import Dense, Embed, TextNorm, rematerialised
+from glipv2_jax.models.layers import Dense, Embed, TextNorm, rematerialised, scanned
 from glipv2_jax.ops.einsum import einsum_float32
 
 CLAMP = 50000.0
@@ -22,6 +22,7 @@ class Bert(nn.Module):
     config: TextEncoderConfig
     dtype: jnp.dtype = jnp.float32
     remat: str = ""
+    scan_layers: bool = False
 
     @nn.compact
     def __call__(self, token_ids, mask, train=False, cache=None, position=0):
@@ -38,15 +39,27 @@ class Bert(nn.Module):
         x = TextNorm(dtype=self.dtype, name="norm")(x)
         x = nn.Dropout(c.dropout, deterministic=not train)(x)
         layer = rematerialised(BertLayer, self.remat, (3,))
+        layers = [layer(c.width, c.num_heads, c.mlp_dim, c.dropout, dtype=self.dtype, name=f"layer{i}") for i in range(c.num_layers)]
+        return encoded(self, layers, x, mask, train, cache, position)
+
+
+def encoded(module, layers, x, mask, train, cache, position):
+    """Embedded tokens through the layers of a text encoder, `module`.
+
+    Returns: x, or (x, cache) with a cache.
+    """
+    if cache is not None:
         kept = []
-        for i in range(c.num_layers):
-            of_layer = layer(c.width, c.num_heads, c.mlp_dim, c.dropout, dtype=self.dtype, name=f"layer{i}")
-            if cache is None:
-                x = of_layer(x, mask, train)
-            else:
-                x, after = of_layer(x, mask, train, cache[i], position)
-                kept.append(after)
-        return x if cache is None else (x, tuple(kept))
+        for of_layer, before in zip(layers, cache):
+            x, after = of_layer(x, mask, train, before, position)
+            kept.append(after)
+        return x, tuple(kept)
+    if module.scan_layers and not module.is_initializing():
+        rng = module.make_rng("dropout") if train else None
+        return scanned([(of_layer,) for of_layer in layers], lambda step, x, _: step[0](x, mask, train), x, rng)
+    for of_layer in layers:
+        x = of_layer(x, mask, train)
+    return x
 
 
 class BertLayer(nn.Module):

@@ -5,7 +5,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from glipv2_jax.models.bert import extended, masked_attention, sinusoids
+from glipv2_jax.models.bert import encoded, extended, masked_attention, sinusoids
 from glipv2_jax.models.config import TextEncoderConfig
 from glipv2_jax.models.layers import Dense, Embed, TextNorm, named, rematerialised
 
@@ -18,6 +18,7 @@ class ClipText(nn.Module):
     config: TextEncoderConfig
     dtype: jnp.dtype = jnp.float32
     remat: str = ""
+    scan_layers: bool = False
 
     @nn.compact
     def __call__(self, token_ids, mask, train=False, cache=None, position=0):
@@ -28,16 +29,10 @@ class ClipText(nn.Module):
                   name="token_embedding")(token_ids)
         places = self.param("positional_embedding", named(sinusoids, (None, "embed")), (c.max_positions, c.width))
         x = x + jax.lax.dynamic_slice_in_dim(places, position, token_ids.shape[1]).astype(self.dtype)
-        layer, kept = rematerialised(ClipLayer, self.remat, (3,)), []
-        for i in range(c.num_layers):
-            of_layer = layer(c.width, c.num_heads, c.mlp_dim, dtype=self.dtype, name=f"layer{i}")
-            if cache is None:
-                x = of_layer(x, mask, train)
-            else:
-                x, after = of_layer(x, mask, train, cache[i], position)
-                kept.append(after)
-        x = TextNorm(dtype=self.dtype, name="final_norm")(x)
-        return x if cache is None else (x, tuple(kept))
+        layer, norm = rematerialised(ClipLayer, self.remat, (3,)), TextNorm(dtype=self.dtype, name="final_norm")
+        layers = [layer(c.width, c.num_heads, c.mlp_dim, dtype=self.dtype, name=f"layer{i}") for i in range(c.num_layers)]
+        x = encoded(self, layers, x, mask, train, cache, position)
+        return norm(x) if cache is None else (norm(x[0]), x[1])
 
 
 class ClipLayer(nn.Module):

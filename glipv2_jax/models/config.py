@@ -85,6 +85,8 @@ class ModelConfig:
     # Of each block in the backward pass: "" keeps all activations, "nothing" computes them again from its inputs, else the name of
     # a jax.checkpoint policy, e.g. "dots_with_no_batch_dims_saveable".
     remat: str = ""
+    # Equal layers as one loop: a full-size program compiles in a fraction of the time and memory, for one copy of their kernels.
+    scan_layers: bool = False
 
     def __post_init__(self):
         if self.text_encoder.kind not in ("bert", "clip"):

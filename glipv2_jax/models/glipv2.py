@@ -14,7 +14,7 @@ from glipv2_jax.models.dyhead import DyConv
 from glipv2_jax.models.fpn import FPN
 from glipv2_jax.models.fusion import Fusion
 from glipv2_jax.models.heads import ContrastiveHead, GroundingHead, LocalizationHead, MLMHead
-from glipv2_jax.models.layers import TORCH_DEFAULT, flatten, named, rematerialised, unflatten
+from glipv2_jax.models.layers import TORCH_DEFAULT, flatten, named, rematerialised, scanned, unflatten
 from glipv2_jax.models.mask_head import MaskHead
 from glipv2_jax.models.swin import Swin
 from glipv2_jax.models.understanding import AnswerHead
@@ -78,9 +78,9 @@ class GLIPv2(nn.Module):
     def setup(self):
         c, dtype = self.config, self.dtype
         text = c.text_encoder
-        self.image_encoder = Swin(c.image_encoder, dtype, c.remat)
+        self.image_encoder = Swin(c.image_encoder, dtype, c.remat, c.scan_layers)
         self.fpn = FPN(c.channels, c.drop_block, dtype)
-        self.text_encoder = (Bert if text.kind == "bert" else ClipText)(text, dtype, c.remat)
+        self.text_encoder = (Bert if text.kind == "bert" else ClipText)(text, dtype, c.remat, c.scan_layers)
         fusion, dyconv = rematerialised(Fusion, c.remat, (4,)), rematerialised(DyConv, c.remat)
         text_layer = rematerialised(BertLayer if text.kind == "bert" else ClipLayer, c.remat, (3,))
         blocks = range(c.num_blocks)
@@ -145,12 +145,20 @@ class GLIPv2(nn.Module):
             # Before fusion: fused features have seen their partner and would give the pairing away.
             embeddings = self.contrastive(regions, words)
         shapes, unfused, read = [x.shape for x in levels], levels, attention_mask(token_mask, causal)
-        for i in range(c.num_blocks):
+
+        def block(layers, features, _=None):
+            levels, words = features
             if c.fusion:
-                regions, words = constrain_batch(self.fusion[i](flatten(levels), words, token_mask, train, causal))
-                words = self.text_layer[i](words, read, train)
-                levels = unflatten(regions, shapes)
-            levels = constrain_batch(self.dyconv[i](levels))
+                fusion, text_layer = layers[:2]
+                regions, words = constrain_batch(fusion(flatten(levels), words, token_mask, train, causal))
+                words, levels = text_layer(words, read, train), unflatten(regions, shapes)
+            return constrain_batch(layers[-1](levels)), words
+        blocks = list(zip(self.fusion, self.text_layer, self.dyconv)) if c.fusion else [(dyconv,) for dyconv in self.dyconv]
+        if c.scan_layers and not self.is_initializing():
+            levels, words = scanned(blocks, block, (levels, words), self.make_rng("dropout") if train else None)
+        else:
+            for layers in blocks:
+                levels, words = block(layers, (levels, words))
         deltas, centerness, class_logits = self.localization(levels)
         mlm_logits = None
         if mlm_positions is not None:

@@ -73,6 +73,39 @@ def rematerialised(module, policy, static_argnums=()):
     return nn.remat(module, policy=kept, static_argnums=static_argnums)
 
 
+def scanned(layers, body, carry, rng=None, rates=None):
+    """Runs through equal layers in one loop, of which the compiler sees one: a full-size step compiles several times faster.
+
+    Values are those of one layer after another, but for dropout, which draws other numbers. The loop reads the layers' parameters side
+    by side, kernels in the compute type; where they are kept does not change.
+
+    Args:
+      layers: list of tuples of bound modules, the modules of a step; those at the same place differ in their parameters alone.
+      body: function of (functions in the place of the modules, carry, entry of `rates` or None) → carry.
+      carry: tree of arrays.
+      rng: for dropout, or None.
+      rates: [len(layers), …] array, or None.
+    Returns: the last carry.
+    """
+    modules = [module.clone(parent=None, name=None) for module in layers[0]]
+
+    def cast(path, x, dtype):
+        return x.astype(dtype) if path[-1].key.endswith("kernel") else x
+    params = [[jax.tree_util.tree_map_with_path(functools.partial(cast, dtype=getattr(module, "dtype", None)), module.variables.get("params", {})) for module in step]
+              for step in layers]
+    params = jax.tree.map(lambda *x: jnp.stack(x), *params)
+    keys = None if rng is None else jax.random.split(rng, (len(layers), len(modules)))
+
+    def step(carry, inputs):
+        params, keys, rate = inputs
+
+        def function(i):
+            rngs = {} if keys is None else {"dropout": keys[i]}
+            return lambda *args: modules[i].apply({"params": params[i]}, *args, rngs=rngs)
+        return body([function(i) for i in range(len(modules))], carry, rate), None
+    return jax.lax.scan(step, carry, (params, keys, rates))[0]
+
+
 def flatten(levels):
     """List of [B, H, W, C] → [B, A, C], level after level, row-major inside of one."""
     return jnp.concatenate([x.reshape(x.shape[0], -1, x.shape[-1]) for x in levels], axis=1)

@@ -1,11 +1,13 @@
 """Swin Transformer v1 as GLIP builds it, and its CoSwin form. NHWC. Source: GLIP backbone/swint.py, swint_v2.py."""
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from glipv2_jax.models.config import ImageEncoderConfig
-from glipv2_jax.models.layers import Conv, Dense, LayerNorm, named, rematerialised, torch_bias
+from glipv2_jax.models.layers import Conv, Dense, LayerNorm, named, rematerialised, scanned, torch_bias
 from glipv2_jax.models.regularization import drop_path
 from glipv2_jax.ops.einsum import einsum_float32
 
@@ -18,26 +20,39 @@ class Swin(nn.Module):
     config: ImageEncoderConfig
     dtype: jnp.dtype = jnp.float32
     remat: str = ""
+    scan_layers: bool = False
 
     @nn.compact
     def __call__(self, image, train=False):
         c = self.config
-        block = rematerialised(SwinBlock, self.remat, (2,))
-        rates = iter(drop_path_rates(c))
+        block = rematerialised(SwinBlock, self.remat, (3,))
+        rates = np.split(np.float32(drop_path_rates(c)), np.cumsum(c.depths)[:-1])
         x = PatchEmbed(c.embed_dim, c.convolutional, self.dtype, name="patch_embed")(image)
         outputs = []
         for stage, depth in enumerate(c.depths):
             dim = c.embed_dim * 2**stage
-            stage_train = train and stage > c.frozen_stages - 2   # frozen stages stay in evaluation mode
-            for i in range(depth):
-                shift = c.window // 2 if i % 2 else 0
-                x = block(dim, c.num_heads[stage], c.window, shift, next(rates), self.dtype,
-                          name=f"stage{stage}_block{i}")(x, stage_train)
+            # Frozen stages stay in evaluation mode.
+            drops = train and c.drop_path > 0 and stage > c.frozen_stages - 2
+            blocks = [block(dim, c.num_heads[stage], c.window, c.window // 2 if i % 2 else 0, self.dtype, name=f"stage{stage}_block{i}")
+                      for i in range(depth)]
+            if self.scan_layers and depth > 2 and depth % 2 == 0 and not self.is_initializing():
+                rng = self.make_rng("dropout") if drops else None
+                x = scanned(list(zip(blocks[::2], blocks[1::2])), functools.partial(_pair, drops=drops), x, rng, rates[stage].reshape(-1, 2))
+            else:
+                for of_block, rate in zip(blocks, rates[stage]):
+                    x = of_block(x, rate, drops)
             if stage > 0:
                 outputs.append(LayerNorm(dtype=self.dtype, name=f"norm{stage}")(x))
             if stage < len(c.depths) - 1:
                 x = PatchMerging(2 * dim, c.convolutional, self.dtype, name=f"stage{stage}_merge")(x)
         return outputs
+
+
+def _pair(blocks, x, rates, drops):
+    """One block with windows in place and one with shifted windows."""
+    for block, rate in zip(blocks, rates):
+        x = block(x, rate, drops)
+    return x
 
 
 class PatchEmbed(nn.Module):
@@ -73,16 +88,18 @@ class PatchMerging(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Window attention and MLP, each a residual branch. [B, H, W, C] → the same shape."""
+    """Window attention and MLP, each a residual branch. [B, H, W, C] → the same shape.
+
+    `rate`, a scalar, is that of drop path, which is on where `drops`.
+    """
     dim: int
     num_heads: int
     window: int
     shift: int
-    drop_path: float
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x, train=False):
+    def __call__(self, x, rate=0.0, drops=False):
         height, width = x.shape[1:3]
         y = LayerNorm(dtype=self.dtype, name="norm1")(x)
         # Padding comes after the norm and is not masked: a padded cell becomes the bias of qkv.
@@ -96,16 +113,14 @@ class SwinBlock(nn.Module):
         y = window_reverse(y, self.window, *padded)
         if self.shift:
             y = jnp.roll(y, (self.shift, self.shift), axis=(1, 2))
-        x = x + self._drop_path(y[:, :height, :width], train)
+        x = x + self._drop_path(y[:, :height, :width], rate, drops)
         y = LayerNorm(dtype=self.dtype, name="norm2")(x)
         y = Dense(4 * self.dim, dtype=self.dtype, name="mlp_in")(y)
         y = Dense(self.dim, dtype=self.dtype, names=("mlp", "embed"), name="mlp_out")(nn.gelu(y, approximate=False))
-        return x + self._drop_path(y, train)
+        return x + self._drop_path(y, rate, drops)
 
-    def _drop_path(self, y, train):
-        if not train or self.drop_path == 0.0:
-            return y
-        return drop_path(y, jax.random.uniform(self.make_rng("dropout"), (y.shape[0],)), self.drop_path)
+    def _drop_path(self, y, rate, drops):
+        return drop_path(y, jax.random.uniform(self.make_rng("dropout"), (y.shape[0],)), rate) if drops else y
 
 
 class WindowAttention(nn.Module):
