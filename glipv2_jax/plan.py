@@ -4,7 +4,6 @@
 
 The TPU compiler (package libtpu) runs on any Linux machine. A full-size step takes it a quarter of an hour or more, and 10 GB.
 """
-import collections
 import contextlib
 import copy
 import dataclasses
@@ -21,15 +20,13 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from glipv2_jax import flops, sharding
+from glipv2_jax import flops, hlo, sharding
 from glipv2_jax.build import abstract_params, build, make_step
 from glipv2_jax.files import write_whole
 from input_pipeline.schema import batch_spec
 
 log = logging.getLogger(__name__)
 TPUS = ("v5e", "v5p", "v6e")           # whose compiler runs without them
-_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8}
 
 
 @dataclasses.dataclass
@@ -51,7 +48,8 @@ class Plan:
     temporaries: int                  # activations and scratch, at their peak
     program_bytes: int
     flops: float
-    bytes_moved: float                # loop bodies counted once: a lower bound
+    bytes_moved: float                # between memory and chip
+    traffic: dict                     # part of the model → bytes, of `bytes_moved`; empty where the program cannot be printed
     gathered_rows: float
     scattered_rows: float
     collectives: dict                 # kind → [count, bytes], loops counted as often as they run
@@ -148,65 +146,35 @@ def _compiled(function, args, config, mesh, model, devices, topology, name, prog
         compiled = function.lower(*args).compile()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     try:
-        collectives = collectives_of(compiled.as_text())
+        text = hlo.Program(compiled.as_text())
+        collectives, traffic = text.collectives(), dict(text.traffic(part_of).most_common())
     except (RuntimeError, jax.errors.JaxRuntimeError) as error:       # some programs cannot be printed
-        log.warning("collectives are not counted: %s", str(error).splitlines()[0])
-        collectives = {}
+        log.warning("collectives are not counted, and bytes by XLA's own rule: %s", str(error).splitlines()[0])
+        collectives, traffic = {}, {}
     # Results are written over the arguments that they replace; what is not, is extra.
     extra = max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0)
     import jaxlib
     return Plan(
         name, program, config.model.variant, topology, flops.chip_of(devices[0]), len(devices), dict(mesh.shape), batch_size,
         canvas, model.config.remat, kept, rest, fed, memory.temp_size_in_bytes + extra, memory.generated_code_size_in_bytes,
-        counted["flops"] / len(devices), cost.get("bytes accessed", 0.0), counted["gathered_rows"] / len(devices),
+        counted["flops"] / len(devices), sum(traffic.values()) or cost.get("bytes accessed", 0.0), traffic, counted["gathered_rows"] / len(devices),
         counted["scattered_rows"] / len(devices), collectives, time.perf_counter() - started,
         {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "date": time.strftime("%Y-%m-%d")})
+
+
+_PARTS = (("image encoder", "image_encoder"), ("pyramid", "/fpn/"), ("text encoder", "text_encoder"), ("fusion", "/Fusion|/fusion_"),
+          ("text layers of the tower", "BertLayer|ClipLayer|/text_layer_"), ("deformable convolutions", "DyConv|/dyconv_"),
+          ("heads", "GLIPv2"), ("losses, targets, optimizer", "."))
+
+
+def part_of(origin):
+    """Part of the training step that an instruction of this origin belongs to, for `traffic`."""
+    return next((part for part, pattern in _PARTS if re.search(pattern, origin)), "fetched ahead of its use")
 
 
 def bytes_on_one(tree):
     """Bytes on one device of a tree of arrays or ShapeDtypeStructs with shardings; a key's are not counted."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def collectives_of(text):
-    """Collectives of a compiled program.
-
-    Args:
-      text: HLO. A loop whose trip count the compiler states is counted as often as it runs.
-    Returns: dict of kind → [number, bytes of their results on one device].
-    """
-    bodies = collections.defaultdict(list)
-    entry = name = None
-    for line in text.splitlines():
-        header = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line)
-        if header and not line.startswith(" "):
-            name = header[2]
-            entry = name if header[1] else entry
-        elif name:
-            bodies[name].append(line)
-    times = collections.Counter()
-
-    def visit(computation, count):
-        times[computation] += count
-        for line in bodies[computation]:
-            trips = re.search(r'known_trip_count[^0-9]*(\d+)', line)
-            for kind, called in re.findall(r"(body|to_apply|calls|branch_computations|called_computations)=\{?%?([\w.\-]+)", line):
-                if kind != "to_apply" and called in bodies:
-                    visit(called, count * (int(trips[1]) if kind == "body" and trips else 1))
-    if entry:
-        visit(entry, 1)
-    found = {}
-    for computation, count in times.items():
-        for line in bodies[computation]:
-            match = re.match(r"\s+(?:ROOT )?%?[\w.\-]+ = (.*?) (" + "|".join(_COLLECTIVES) + r")(?:-start)?\(", line)
-            if match:
-                sizes = [_BYTES[kind] * math.prod(int(n) for n in shape.split(",") if n)
-                         for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", match[1]) if kind in _BYTES]
-                # A start gives what it was given besides its result.
-                size = max(sizes, default=0) if "-start(" in line else sum(sizes)
-                number, total = found.get(match[2], (0, 0))
-                found[match[2]] = [number + count, total + count * size]
-    return found
 
 
 def search(config, devices, topology, name):
@@ -296,8 +264,10 @@ def print_plan(p, hourly_rate=0.0, epoch_images=0):
     table.add_row("of which", f"parameters {p.parameters / 1e9:.2f}, optimizer and averages {p.optimizer / 1e9:.2f}, "
                   f"batch {p.batch / 1e9:.3f}, activations and temporaries {p.temporaries / 1e9:.2f}, "
                   f"program {p.program_bytes / 1e9:.2f} GB")
-    table.add_row("work of a device", f"{p.flops / 1e12:.2f} TFLOP, {p.bytes_moved / 1e9:.1f} GB moved or more, "
+    table.add_row("work of a device", f"{p.flops / 1e12:.2f} TFLOP, {p.bytes_moved / 1e9:.1f} GB moved, "
                   f"{p.gathered_rows / 1e6:.2f} M rows gathered, {p.scattered_rows / 1e6:.2f} M scattered")
+    if p.traffic:
+        table.add_row("moved by", ", ".join(f"{part} {100 * size / p.bytes_moved:.0f} %" for part, size in p.traffic.items()))
     table.add_row("collectives", ", ".join(f"{kind} {number}× {size / 1e9:.3f} GB" for kind, (number, size) in p.collectives.items())
                   or "none")
     table.add_row("at the chip's peak", ", ".join(f"{part} {1e3 * value:.1f} ms" for part, value in seconds.items()))

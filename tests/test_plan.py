@@ -10,38 +10,8 @@ import pytest
 from configs import glipv2_t_stage1
 from glipv2_jax import plan
 
-PROGRAM = """HloModule step, entry_computation_layout={()->f32[]}
-
-%body (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
-  %x = f32[4,8]{1,0} get-tuple-element(%p), index=1
-  %sum = f32[4,8]{1,0} all-reduce(%x), replica_groups={{0,1}}, to_apply=%add
-  ROOT %out = (s32[], f32[4,8]) tuple(%i, %sum)
-}
-
-%add (a: f32[], b: f32[]) -> f32[] {
-  ROOT %c = f32[] add(%a, %b)
-}
-
-%fused (p: bf16[2,16]) -> bf16[2,16] {
-  ROOT %p = bf16[2,16]{1,0} parameter(0)
-}
-
-ENTRY %main (p0: bf16[16]) -> f32[] {
-  %gathered = (bf16[16]{0}, bf16[64]{0}) all-gather-start(%p0), dimensions={0}
-  %done = bf16[64]{0} all-gather-done(%gathered)
-  %both = (f32[10]{0}, f32[6]{0}) all-reduce(%a, %b), to_apply=%add
-  %loop = (s32[], f32[4,8]) while(%init), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"3"}}
-  ROOT %r = f32[] constant(0)
-}
-"""
-
-
-def test_collectives_are_counted_as_often_as_their_loop_runs():
-    assert plan.collectives_of(PROGRAM) == {"all-gather": [1, 128], "all-reduce": [4, 64 + 3 * 128]}
-
-
 PLAN = plan.Plan("configs/x.py", "train", "glipv2_t", "v5e:4x4", "v5e", 16, {"data": 16, "fsdp": 1, "tensor": 1}, 64, (800, 1344), "nothing",
-                 int(1e9), int(2e9), int(1e6), int(5e9), int(1e8), 3e12, 6e9, 1e6, 1e6, {"all-reduce": [3, int(1e9)]}, 60.0, {})
+                 int(1e9), int(2e9), int(1e6), int(5e9), int(1e8), 3e12, 6e9, {"fusion": 4e9, "heads": 2e9}, 1e6, 1e6, {"all-reduce": [3, int(1e9)]}, 60.0, {})
 
 
 def test_memory_and_floor_of_a_plan():
@@ -54,7 +24,7 @@ def test_memory_and_floor_of_a_plan():
 def test_a_plan_says_whether_it_fits_and_what_it_costs(capsys):
     plan.print_plan(PLAN, hourly_rate=1.2, epoch_images=2_000_000)
     said = capsys.readouterr().out
-    assert "fits" in said and "7.90 GB left" in said and "2 M images" in said and "at 1.2 a chip and hour" in said
+    assert "fusion 67 %, heads 33 %" in said and "fits" in said and "7.90 GB left" in said and "2 M images" in said and "at 1.2 a chip and hour" in said
     plan.print_plan(dataclasses.replace(PLAN, temporaries=int(20e9)))
     assert "DOES NOT FIT" in capsys.readouterr().out
 
@@ -73,6 +43,19 @@ def compiler():
     logging.getLogger("jax").setLevel(logging.ERROR)
 
 
+@pytest.mark.parametrize("origin, part", [
+    ("jit(train_step)/jvp(GLIPv2)/GLIPv2.predict/while/body/closed_call/checkpoint/DyConv/vmap()/while", "deformable convolutions"),
+    ("jit(train_step)/transpose(jvp(GLIPv2))/GLIPv2.predict/dyconv_1/offset/conv", "deformable convolutions"),
+    ("jit(train_step)/jvp(GLIPv2)/GLIPv2.encode_text/text_encoder/while/body/closed_call/BertLayer/query", "text encoder"),
+    ("jit(train_step)/jvp(GLIPv2)/GLIPv2.predict/text_layer_0/query", "text layers of the tower"),
+    ("jit(train_step)/jvp(GLIPv2)/GLIPv2.predict/while/body/Fusion/mul", "fusion"),
+    ("jit(train_step)/jvp(GLIPv2)/GLIPv2.encode_image/fpn/lateral4/conv", "pyramid"),
+    ("jit(train_step)/jvp(GLIPv2)/GLIPv2.predict/mlm/decoder/dot", "heads"),
+    ("jit(train_step)/cond/branch_1_fun/add", "losses, targets, optimizer"), ("", "fetched ahead of its use")])
+def test_parts_of_a_step(origin, part):
+    assert plan.part_of(origin) == part
+
+
 @pytest.mark.slow
 def test_unknown_topologies(compiler):
     with pytest.raises(ValueError, match="--topology: found 'v99:4x4', expected chips and their shape"):
@@ -86,6 +69,9 @@ def test_the_small_step_for_four_chips(compiler, tmp_path):
     found, forward = plan.run(config, "v5e:2x2", "configs/x.py", inference=True, output=tmp_path / "plan.json")
     assert found.batch_size == 8 and found.devices == 4 and found.spare > 0 and forward.program == "inference"
     assert "all-to-all" not in found.collectives and found.collectives["all-reduce"][1] < 1.2 * found.parameters
+    # A nano's loops are short, and most of its arrays stay on the chip; all of a step's parts are there.
+    assert found.bytes_moved == sum(found.traffic.values()) > 2 * found.parameters
+    assert {"image encoder", "text encoder", "fusion", "deformable convolutions", "heads", "losses, targets, optimizer"} <= set(found.traffic)
     assert [entry["program"] for entry in json.loads((tmp_path / "plan.json").read_text())] == ["train", "inference"]
     config.mesh.data, config.mesh.fsdp = 1, 4
     sharded, = plan.run(config, "v5e:2x2", "configs/x.py")

@@ -1,0 +1,77 @@
+"""What is read off the text of a compiled program."""
+from glipv2_jax import hlo
+
+PROGRAM = """HloModule step, entry_computation_layout={()->f32[]}
+
+%body (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %x = f32[4,8]{1,0} get-tuple-element(%p), index=1
+  %sum = f32[4,8]{1,0} all-reduce(%x), replica_groups={{0,1}}, to_apply=%add
+  ROOT %out = (s32[], f32[4,8]) tuple(%i, %sum)
+}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %c = f32[] add(%a, %b)
+}
+
+%fused (p: bf16[2,16]) -> bf16[2,16] {
+  ROOT %p = bf16[2,16]{1,0} parameter(0)
+}
+
+ENTRY %main (p0: bf16[16]) -> f32[] {
+  %gathered = (bf16[16]{0}, bf16[64]{0}) all-gather-start(%p0), dimensions={0}
+  %done = bf16[64]{0} all-gather-done(%gathered)
+  %both = (f32[10]{0}, f32[6]{0}) all-reduce(%a, %b), to_apply=%add
+  %loop = (s32[], f32[4,8]) while(%init), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %r = f32[] constant(0)
+}
+"""
+
+
+def test_collectives_are_counted_as_often_as_their_loop_runs():
+    assert hlo.Program(PROGRAM).collectives() == {"all-gather": [1, 128], "all-reduce": [4, 64 + 3 * 128]}
+
+
+# A loop that reads one row of a table of ten at a time, squares it on the chip and writes it into its place of another.
+LOOP = """HloModule loop
+
+%read (p0: f32[10,8], p1: s32[]) -> f32[1,8] {
+  %p0 = f32[10,8]{1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  ROOT %row = f32[1,8]{1,0} dynamic-slice(%p0, %p1), dynamic_slice_sizes={1,8}
+}
+
+%write (p2: f32[10,8], p3: f32[1,8], p4: s32[]) -> f32[10,8] {
+  %p2 = f32[10,8]{1,0} parameter(0)
+  %p3 = f32[1,8]{1,0} parameter(1)
+  %p4 = s32[] parameter(2)
+  ROOT %all = f32[10,8]{1,0} dynamic-update-slice(%p2, %p3, %p4)
+}
+
+%body (t: (s32[], f32[10,8], f32[10,8])) -> (s32[], f32[10,8], f32[10,8]) {
+  %t = (s32[], f32[10,8]{1,0}, f32[10,8]{1,0}) parameter(0)
+  %i = s32[]{:S(1)} get-tuple-element(%t), index=0
+  %table = f32[10,8]{1,0} get-tuple-element(%t), index=1
+  %kept = f32[10,8]{1,0} get-tuple-element(%t), index=2
+  %row = f32[1,8]{1,0:S(1)} fusion(%table, %i), kind=kLoop, calls=%read, metadata={op_name="jit(f)/fpn/slice"}
+  %square = f32[1,8]{1,0:T(8,128)S(1)} multiply(%row, %row), metadata={op_name="jit(f)/fpn/square"}
+  %written = f32[10,8]{1,0} fusion(%kept, %square, %i), kind=kLoop, calls=%write, metadata={op_name="jit(f)/heads/write"}
+  ROOT %out = (s32[]{:S(1)}, f32[10,8]{1,0}, f32[10,8]{1,0}) tuple(%i, %table, %written)
+}
+
+ENTRY %main (p: f32[10,8], q: f32[10,8]) -> f32[10,8] {
+  %p = f32[10,8]{1,0} parameter(0)
+  %q = f32[10,8]{1,0} parameter(1)
+  %ahead = (f32[10,8]{1,0:S(1)}, f32[10,8]{1,0}, u32[]{:S(2)}) copy-start(%q)
+  %there = f32[10,8]{1,0:S(1)} copy-done(%ahead)
+  %sum = f32[10,8]{1,0} add(%p, %there), metadata={op_name="jit(f)/sum"}
+  %start = (s32[]{:S(1)}, f32[10,8]{1,0}, f32[10,8]{1,0}) tuple(%zero, %sum, %p)
+  %loop = (s32[]{:S(1)}, f32[10,8]{1,0}, f32[10,8]{1,0}) while(%start), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"10"}}
+  ROOT %result = f32[10,8]{1,0} get-tuple-element(%loop), index=2
+}
+"""
+
+
+def test_slices_updates_in_place_and_the_chips_own_memory_are_counted_for_what_they_move():
+    row, table = 8 * 4, 10 * 8 * 4
+    assert hlo.Program(LOOP).traffic(lambda origin: origin.removeprefix("jit(f)/").split("/")[0] or "ahead") == {
+        "fpn": 10 * row, "heads": 10 * row, "ahead": table, "sum": 2 * table}
