@@ -1,7 +1,7 @@
 """What a compiled program does, read off its text: collectives, and bytes that travel between memory and the chip, by part.
 
-XLA's own cost analysis counts the body of a loop once and charges a slice of an array with the whole of it. Here a body whose trip
-count the compiler states is counted as often as it runs, a slice or a gather for what it takes, an update in place for what it
+XLA's own cost analysis counts the body of a loop once and charges a slice of an array with the whole of it. Here a body is counted as
+often as it runs, a slice or a gather for what it takes, an update in place for what it
 writes, and arrays that the compiler keeps on the chip (memory space 1 of a TPU) not at all.
 """
 import collections
@@ -41,7 +41,7 @@ class Program:
     def _visit(self, computation, count):
         self._times[computation] += count
         for instruction in self.computations[computation].values():
-            trips = re.search(r"known_trip_count[^0-9]*(\d+)", instruction.text)
+            trips = self._trips(instruction) if instruction.kind == "while" else 1
             for key, names in re.findall(r"(body|calls|to_apply|branch_computations|called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)",
                                          instruction.text):
                 # What a reduction applies to each pair of elements does nothing by itself.
@@ -51,7 +51,15 @@ class Program:
                     if name in self.computations:
                         if instruction.kind == "fusion" or computation in self._fused:
                             self._fused.add(name)
-                        self._visit(name, count * (int(trips[1]) if key == "body" and trips else 1))
+                        self._visit(name, count * trips)
+
+    def _trips(self, loop):
+        """How often a loop runs: as the compiler states it, else the one number that its condition compares with, else once."""
+        stated = re.search(r"known_trip_count[^0-9]*(\d+)", loop.text)
+        condition = re.search(r"condition=%?([\w.\-]+)", loop.text)
+        limits = [int(number) for inner in self.computations.get(condition[1], {}).values()
+                  for number in re.findall(r"= s32\[\]\S* constant\((\d+)\)", inner.text)]
+        return int(stated[1]) if stated else limits[0] if len(limits) == 1 else 1
 
     def collectives(self):
         """dict of kind → [number, bytes of their results on one device]."""

@@ -47,6 +47,13 @@ LOOP = """HloModule loop
   ROOT %all = f32[10,8]{1,0} dynamic-update-slice(%p2, %p3, %p4)
 }
 
+%cond (u: (s32[], f32[10,8], f32[10,8])) -> pred[] {
+  %u = (s32[], f32[10,8]{1,0}, f32[10,8]{1,0}) parameter(0)
+  %limit = s32[]{:T(128)} constant(10)
+  %at = s32[]{:T(128)} get-tuple-element(%u), index=0
+  ROOT %more = pred[] compare(%at, %limit), direction=LT
+}
+
 %body (t: (s32[], f32[10,8], f32[10,8])) -> (s32[], f32[10,8], f32[10,8]) {
   %t = (s32[], f32[10,8]{1,0}, f32[10,8]{1,0}) parameter(0)
   %i = s32[]{:S(1)} get-tuple-element(%t), index=0
@@ -65,7 +72,7 @@ ENTRY %main (p: f32[10,8], q: f32[10,8]) -> f32[10,8] {
   %there = f32[10,8]{1,0:S(1)} copy-done(%ahead)
   %sum = f32[10,8]{1,0} add(%p, %there), metadata={op_name="jit(f)/sum"}
   %start = (s32[]{:S(1)}, f32[10,8]{1,0}, f32[10,8]{1,0}) tuple(%zero, %sum, %p)
-  %loop = (s32[]{:S(1)}, f32[10,8]{1,0}, f32[10,8]{1,0}) while(%start), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"10"}}
+  %loop = (s32[]{:S(1)}, f32[10,8]{1,0}, f32[10,8]{1,0}) while(%start), condition=%cond, body=%body
   ROOT %result = f32[10,8]{1,0} get-tuple-element(%loop), index=2
 }
 """
