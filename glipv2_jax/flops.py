@@ -26,18 +26,20 @@ def chip_of(device):
     return _KINDS.get(kind, "h100" if "H100" in kind else None)
 
 
-def count(function, *args):
+def count(function, *args, platform=None):
     """Work of one call.
 
     Args:
       function: of arrays. args: arrays or ShapeDtypeStructs.
+      platform: "cpu", "cuda" or "tpu", for functions that do their work in another way there; default: where JAX runs.
     Returns: Counter of "flops" (of matrix products and convolutions, two a multiply-add), "gathered_rows", "scattered_rows".
     """
-    return count_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+    return count_jaxpr(jax.make_jaxpr(function)(*args).jaxpr, platform)
 
 
-def count_jaxpr(jaxpr):
+def count_jaxpr(jaxpr, platform=None):
     """Work of a traced program, as in `count`; all devices together."""
+    platform = platform or jax.default_backend()
     total = collections.Counter()
     for eqn in jaxpr.eqns:
         name, out = eqn.primitive.name, eqn.outvars[0].aval if eqn.outvars else None
@@ -57,9 +59,15 @@ def count_jaxpr(jaxpr):
         if name == "shard_map":                          # written for one device
             axes = eqn.params.get("newly_manual_axes") or eqn.params.get("manual_axes", ())     # jax 0.10; others
             times = math.prod(eqn.params["mesh"].shape[axis] for axis in axes)
-        inner = [count_jaxpr(sub) for sub in _inner_jaxprs(eqn)]
+        if name == "pallas_call":                        # written for one step of its grid
+            times = math.prod(eqn.params["grid_mapping"].grid)
+        inner = [count_jaxpr(sub, platform) for sub in _inner_jaxprs(eqn)]
         if name == "cond":
-            inner = [max(inner, key=lambda c: c["flops"])]
+            of_platforms = eqn.params.get("branches_platforms")
+            if of_platforms is None:
+                inner = [max(inner, key=lambda c: c["flops"])]
+            else:
+                inner = [next(c for c, named in zip(inner, of_platforms) if named is None or platform in named)]
         for counter in inner:
             for key, value in counter.items():
                 total[key] += times * value

@@ -142,7 +142,7 @@ def compile_inference(config, devices, topology, name):
 def _compiled(function, args, config, mesh, model, devices, topology, name, program, batch_size, canvas, kept, rest, fed):
     started = time.perf_counter()
     with sharding.use(mesh, config.mesh.rules):
-        counted = flops.count(function, *args)
+        counted = flops.count(function, *args, platform=devices[0].platform)
         compiled = function.lower(*args).compile()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     try:

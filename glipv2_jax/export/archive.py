@@ -4,6 +4,7 @@ The file is a zip archive: the forward pass from image and tokens to detections 
 size and several platforms; the parameters; the vocabulary; and what a caller has to know. Parameters stay outside of
 the program, since constants of a gigabyte would be copied with every compilation.
 """
+import dataclasses
 import io
 import json
 import zipfile
@@ -91,11 +92,18 @@ def distance(found, expected):
     return np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-30)
 
 
+def portable(model):
+    """The same model without kernels that only one platform has."""
+    return model.clone(config=dataclasses.replace(model.config, deform_conv="gather"))
+
+
 def _forward(detector):
     """(params by path, inputs) → detections."""
+    model = portable(detector.model)
+
     def forward(params, image, image_size, token_ids, token_mask, token_to_label):
         variables = {"params": traverse_util.unflatten_dict(params, sep="/")}
-        outputs = detector.model.apply(variables, image, image_size, token_ids, token_mask)
+        outputs = model.apply(variables, image, image_size, token_ids, token_mask)
         raw = outputs.alignment_logits, outputs.box_deltas, outputs.centerness
         return decode(detector.settings, raw, token_to_label, image_size, image.shape[1:3])
     return forward

@@ -13,7 +13,7 @@ from glipv2_jax.detection import box_coder
 from glipv2_jax.detection import boxes as box_ops
 from glipv2_jax.detection.anchors import anchors, level_shapes
 from glipv2_jax.detection.postprocess import class_scores
-from glipv2_jax.export.archive import distance, input_shapes
+from glipv2_jax.export.archive import distance, input_shapes, portable
 
 INPUTS = ("image", "image_size", "token_ids", "token_mask", "token_to_label")
 OUTPUTS = ("boxes", "scores")
@@ -58,8 +58,10 @@ def compare(detector, path, inputs):
 
 def _forward(detector):
     """Inputs → (boxes, scores) of every anchor."""
+    model = portable(detector.model)
+
     def forward(image, image_size, token_ids, token_mask, token_to_label):
-        outputs = detector.model.apply({"params": detector.params}, image, image_size, token_ids, token_mask)
+        outputs = model.apply({"params": detector.params}, image, image_size, token_ids, token_mask)
         places = jnp.asarray(anchors(level_shapes(*image.shape[1:3])))
         boxes = jax.vmap(lambda deltas, size: box_ops.clip(box_coder.decode(deltas, places), size))(
             outputs.box_deltas, image_size)

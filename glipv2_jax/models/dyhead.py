@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glipv2_jax.models.layers import TORCH_DEFAULT, Conv, Dense, GroupNorm, named, torch_bias
-from glipv2_jax.ops.deform_conv import TAPS, corner_table, gather_conv, reread, sampling
+from glipv2_jax.ops.deform_conv import TAPS, Conv as DeformConv, deform_convs, reread
 from glipv2_jax.sharding import gathered
 
 GROUPS = 16
@@ -21,6 +21,7 @@ class DyConv(nn.Module):
     """
     channels: int
     dtype: jnp.dtype = jnp.float32
+    deform_conv: str = "auto"
 
     @nn.compact
     def __call__(self, levels):
@@ -32,36 +33,33 @@ class DyConv(nn.Module):
         offsets = [y[..., :2 * TAPS] for y in offset_mask]
         masks = [jax.nn.sigmoid(y[..., 2 * TAPS:]) for y in offset_mask]
 
-        table, starts = corner_table(levels)
         # (target level, source level, stride) of every convolution, grouped by kernel
         branches = {"same": [(i, i, 1) for i in range(num)],
                     "finer": [(i, i - 1, 2) for i in range(1, num)],
                     "coarser": [(i, i + 1, 1) for i in range(num - 1)]}
-        samples = []
-        for group in branches.values():
+        convs, conv_offsets, conv_masks = [], [], []
+        for k, group in enumerate(branches.values()):
             for target, source, stride in group:
                 offset, mask = offsets[target], masks[target]
                 if source > target:
                     offset, mask = reread(offset, sizes[source]), reread(mask, sizes[source])
-                samples.append(sampling(offset, mask, sizes[source], stride, starts[source]))
-        rows, weights = (jnp.concatenate(parts, axis=2) for parts in zip(*samples))
+                convs.append(DeformConv(source, stride, k))
+                conv_offsets.append(offset)
+                conv_masks.append(mask)
 
-        counts = [sum(int(np.prod(_output_size(sizes, branch))) for branch in group) for group in branches.values()]
         axes = (None, None, "mlp", "embed")
         kernels = [self.param(f"{name}_kernel", named(TORCH_DEFAULT, axes), (3, 3, self.channels, self.channels))
                    for name in branches]
         kernels = jnp.stack([gathered(kernel.astype(self.dtype), axes) for kernel in kernels])
-        flat = gather_conv(table, rows, weights, kernels.reshape(len(branches), TAPS, self.channels, self.channels), counts)
+        outs = iter(deform_convs(levels, convs, conv_offsets, conv_masks,
+                                 kernels.reshape(len(branches), TAPS, self.channels, self.channels), self.deform_conv))
 
-        merged, at = [[] for _ in levels], 0
+        merged = [[] for _ in levels]
         for name, group in branches.items():
             bias = self.param(f"{name}_bias", named(nn.initializers.zeros, ("embed",)), (self.channels,))
             norm = GroupNorm(GROUPS, dtype=self.dtype, name=f"{name}_norm")
             for branch in group:
-                h, w = _output_size(sizes, branch)
-                y = flat[:, at:at + h * w].reshape(-1, h, w, self.channels) + bias
-                at += h * w
-                y = norm(y.astype(self.dtype))
+                y = norm((next(outs) + bias).astype(self.dtype))
                 merged[branch[0]].append(upsample_aligned(y, sizes[branch[0]]) if name == "coarser" else y)
         scale = Dense(1, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01), names=("embed", None),
                       name="scale_attention")
@@ -111,7 +109,3 @@ def _interpolation(size, new_size):
     np.add.at(matrix, (np.arange(new_size), high), share)
     return matrix
 
-
-def _output_size(sizes, branch):
-    _, source, stride = branch
-    return tuple((n - 1) // stride + 1 for n in sizes[source])

@@ -92,7 +92,7 @@ class GLIPv2(nn.Module):
                 # The reference leaves these layers at PyTorch's default initialisation.
                 options |= {"dropout": text.dropout, "clamp": True, "kernel_init": TORCH_DEFAULT}
             self.text_layer = [text_layer(text.width, c.text_heads, c.text_mlp_dim, **options) for _ in blocks]
-        self.dyconv = [dyconv(c.channels, dtype) for _ in blocks]
+        self.dyconv = [dyconv(c.channels, dtype, c.deform_conv) for _ in blocks]
         self.localization = LocalizationHead(c.num_class_logits, dtype)
         self.grounding = GroundingHead(dtype)
         if c.mlm_head:

@@ -1,96 +1,66 @@
-"""Modulated deformable 3×3 convolution in gather form, for several feature maps and kernels at once.
+"""Modulated deformable 3×3 convolution of several feature maps with several kernels at once.
 
-Each map is packed once with the four corners of a bilinear sample side by side in the channels, so that one gather
-fetches a sample; all maps share one table and all convolutions of a layer are one list of positions. A scan over the
-nine taps never holds more than one tap's samples. Source: GLIP csrc/cuda/deform_conv_kernel_cuda.cu.
+Two forms compute the same: gathers (`deform_conv_gather`), and on TPUs a kernel that reads windows (`deform_conv_tpu`), about
+twice as fast there but blind to samples far from their place. Which one runs is decided here and nowhere else.
+Source: GLIP csrc/cuda/deform_conv_kernel_cuda.cu.
 """
+import collections
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
-from glipv2_jax.ops.einsum import einsum_float32
+from glipv2_jax.ops import deform_conv_tpu
+from glipv2_jax.ops.deform_conv_gather import TAPS, gather_conv, gather_gradients
+from glipv2_jax.ops.deform_conv_tpu import window_conv, window_gradients
+from glipv2_jax.sharding import BATCH_AXES, batch_size_of
 
-TAPS = 9
+FORMS = ("auto", "gather", "window")
 
-
-def corner_table(maps):
-    """Packs feature maps for bilinear sampling.
-
-    Args:
-      maps: list of [B, H, W, C].
-    Returns: ([B, R, 4C], starts): row starts[m] + i·(W+1) + j holds the pixels (i−1, j−1), (i−1, j), (i, j−1), (i, j)
-      of map m, zeros outside of it.
-    """
-    tables, starts, row = [], [], 0
-    for x in maps:
-        b, h, w, c = x.shape
-        p = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        corners = [p[:, :-1, :-1], p[:, :-1, 1:], p[:, 1:, :-1], p[:, 1:, 1:]]
-        tables.append(jnp.concatenate(corners, axis=-1).reshape(b, (h + 1) * (w + 1), 4 * c))
-        starts.append(row)
-        row += (h + 1) * (w + 1)
-    return jnp.concatenate(tables, axis=1), starts
+# One convolution: index of its map, its stride (padding is 1), index of its kernel.
+Conv = collections.namedtuple("Conv", "source stride kernel")
+# Where its taps read, per image: the pixel up and left of a sample (top and left, int32, and valid, bool: [9, Ho, Wo]), and float32
+# weights [9, 4, Ho, Wo] of that pixel, the one right of it, and the two below; zero where the sample is not valid.
+Points = collections.namedtuple("Points", "top left valid weights")
 
 
-def sampling(offset, mask, map_size, stride, start):
-    """Table rows and corner weights of every tap at every output position.
+def deform_convs(maps, convs, offsets, masks, kernels, form="auto"):
+    """Modulated deformable 3×3 convolutions with padding 1, without biases.
 
     Args:
-      offset: [B, Ho, Wo, 18] float32, (dy, dx) of tap 0, of tap 1, …, in cells of the map.
-      mask: [B, Ho, Wo, 9] float32 modulation.
-      map_size: (H, W) of the sampled map.
-      stride: of the convolution, padding 1.
-      start: the map's first table row.
-    Returns: rows [B, 9, Ho·Wo] int32, weights [B, 9, Ho·Wo, 4] float32. A sample counts only where −1 < y < H and
-      −1 < x < W; its corners outside the map read the table's zeros.
+      maps: list of [B, H, W, C]. convs: sequence of Conv, in the order of their kernels.
+      offsets: for each, [B, Ho, Wo, 18]: (dy, dx) of tap 0, of tap 1, …, in cells of its map.
+      masks: for each, [B, Ho, Wo, 9] modulation.
+      kernels: [S, 9, C, Co].
+      form: "gather"; "window", interpreted where there is no TPU; "auto": "window" when compiled for TPUs and the channels are
+        multiples of 128, else "gather". With "window" an image that has a sample out of its window takes the gather form.
+    Returns: for each, [B, Ho, Wo, Co] float32. A sample counts only where −1 < y < H and −1 < x < W; pixels outside are zero.
+    Raises: ValueError for an unknown form, and for convolutions in another order.
     """
-    height, width = map_size
-    b, ho, wo, _ = mask.shape
-    offset = offset.reshape(b, ho, wo, TAPS, 2).transpose(0, 3, 1, 2, 4)        # [B, 9, Ho, Wo, 2]
-    tap_y, tap_x = np.divmod(np.arange(TAPS), 3)
-    base_y = (np.arange(ho) * stride - 1)[None, :, None] + tap_y[:, None, None]
-    base_x = (np.arange(wo) * stride - 1)[None, None, :] + tap_x[:, None, None]
-    y, x = base_y.astype(np.float32) + offset[..., 0], base_x.astype(np.float32) + offset[..., 1]
-    valid = (y > -1) & (y < height) & (x > -1) & (x < width)
-    # floor's derivative is zero, so at integer coordinates the gradient is the one-sided one of the reference
-    top, left = jnp.floor(y), jnp.floor(x)
-    fy, fx = y - top, x - left
-    weights = jnp.stack([(1 - fy) * (1 - fx), (1 - fy) * fx, fy * (1 - fx), fy * fx], axis=-1)
-    weights = weights * jnp.where(valid, mask.transpose(0, 3, 1, 2), 0.0)[..., None]
-    rows = (top.astype(jnp.int32) + 1) * (width + 1) + left.astype(jnp.int32) + 1 + start
-    rows = jnp.where(valid, rows, start)
-    return rows.reshape(b, TAPS, ho * wo), weights.reshape(b, TAPS, ho * wo, 4)
+    if form not in FORMS:
+        raise ValueError(f"deform_conv: found {form!r}, expected one of {FORMS}")
+    convs = tuple(convs)
+    if list(convs) != sorted(convs, key=lambda conv: conv.kernel):
+        raise ValueError(f"deform_conv: found kernels {[conv.kernel for conv in convs]}, expected them in ascending order")
+    points = [_points(offset, mask, maps[conv.source].shape[1:3], conv.stride)
+              for conv, offset, mask in zip(convs, offsets, masks)]
+    if form == "auto" and not deform_conv_tpu.supported(kernels.shape[2:], {conv.stride for conv in convs}):
+        form = "gather"
+    return _convs((convs, form), list(maps), points, kernels)
 
 
-def gather_conv(table, rows, weights, kernels, segments):
-    """Sums over taps: (corner weights · table rows) @ kernel.
-
-    Args:
-      table: [B, R, 4C].
-      rows: [B, 9, P] int32 in [0, R).
-      weights: [B, 9, P, 4] float32.
-      kernels: [S, 9, C, Co], one kernel for each segment of positions.
-      segments: S static position counts, their sum is P.
-    Returns: [B, P, Co] float32.
-    """
-    # vmap, not a batch folded into the rows: the partitioner then keeps every image on its own device
-    return jax.vmap(functools.partial(_gather_conv, tuple(segments)), in_axes=(0, 0, 0, None))(
-        table, rows, weights, kernels)
-
-
-def deform_conv(x, offset, mask, kernel, bias, stride=1):
+def deform_conv(x, offset, mask, kernel, bias, stride=1, form="auto"):
     """One modulated deformable 3×3 convolution, padding 1.
 
     Args:
       x: [B, H, W, C]. offset: [B, Ho, Wo, 18]. mask: [B, Ho, Wo, 9]. kernel: [3, 3, C, Co]. bias: [Co].
+      form: see `deform_convs`.
     Returns: [B, Ho, Wo, Co] float32.
     """
-    table, (start,) = corner_table([x])
-    rows, weights = sampling(offset, mask, x.shape[1:3], stride, start)
-    out = gather_conv(table, rows, weights, kernel.reshape(1, TAPS, *kernel.shape[2:]), (rows.shape[-1],))
-    return out.reshape(*mask.shape[:3], -1) + bias
+    out, = deform_convs([x], [Conv(0, stride, 0)], [offset], [mask], kernel.reshape(1, TAPS, *kernel.shape[2:]), form)
+    return out + bias
 
 
 def reread(maps, size):
@@ -108,53 +78,71 @@ def reread(maps, size):
     return flat.reshape(b, k, *size).transpose(0, 2, 3, 1)
 
 
-def _segments(x, counts):
-    return jnp.split(x, np.cumsum(counts)[:-1].tolist())
-
-
-def _sample(table, rows, weights):
-    """[P, C] float32 samples and the list of their four gathered corners [P, C]."""
-    corners = jnp.split(table.at[rows].get(mode="promise_in_bounds"), 4, axis=1)
-    # Four multiply-adds over whole rows: a reduction over a corner axis compiles to strided loops on the CPU.
-    return sum(corner * weights[:, k:k + 1] for k, corner in enumerate(corners)), corners
+def _points(offset, mask, map_size, stride):
+    """Points of a batch, with a leading axis B, of a map of size (H, W)."""
+    height, width = map_size
+    b, ho, wo, _ = mask.shape
+    offset, mask = offset.astype(jnp.float32), mask.astype(jnp.float32)
+    offset = offset.reshape(b, ho, wo, TAPS, 2).transpose(0, 3, 1, 2, 4)        # [B, 9, Ho, Wo, 2]
+    tap_y, tap_x = np.divmod(np.arange(TAPS), 3)
+    base_y = (np.arange(ho) * stride - 1)[None, :, None] + tap_y[:, None, None]
+    base_x = (np.arange(wo) * stride - 1)[None, None, :] + tap_x[:, None, None]
+    y, x = base_y.astype(np.float32) + offset[..., 0], base_x.astype(np.float32) + offset[..., 1]
+    valid = (y > -1) & (y < height) & (x > -1) & (x < width)
+    # floor's derivative is zero, so at integer coordinates the gradient is the one-sided one of the reference
+    top, left = jnp.floor(y), jnp.floor(x)
+    fy, fx = y - top, x - left
+    weights = jnp.stack([(1 - fy) * (1 - fx), (1 - fy) * fx, fy * (1 - fx), fy * fx], axis=2)
+    weights = weights * jnp.where(valid, mask.transpose(0, 3, 1, 2), 0.0)[:, :, None]
+    return Points(top.astype(jnp.int32), left.astype(jnp.int32), valid, weights)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gather_conv(segments, table, rows, weights, kernels):
-    def tap(total, args):
-        rows, weights, kernels = args
-        sample, _ = _sample(table, rows, weights)
-        products = [einsum_float32("pc,cd->pd", s.astype(k.dtype), k)
-                    for s, k in zip(_segments(sample, segments), kernels)]
-        return total + jnp.concatenate(products), None
-    total = jnp.zeros((rows.shape[-1], kernels.shape[-1]), jnp.float32)
-    return jax.lax.scan(tap, total, (rows, weights, kernels.swapaxes(0, 1)))[0]
+def _convs(static, maps, points, kernels):
+    convs, form = static
+    return _in_form(form, functools.partial(gather_conv, convs), functools.partial(window_conv, convs), convs, maps, points, kernels)
 
 
-def _forward(segments, table, rows, weights, kernels):
-    return _gather_conv(segments, table, rows, weights, kernels), (table, rows, weights, kernels)
+def _convs_forward(static, maps, points, kernels):
+    return _convs(static, maps, points, kernels), (maps, points, kernels)
 
 
-def _backward(segments, residuals, grad):
-    """One table accumulator through all taps; plain autodiff would zero-fill and add a table nine times."""
-    table, rows, weights, kernels = residuals
-
-    def tap(grad_table, args):
-        rows, weights, kernels = args
-        sample, corners = _sample(table, rows, weights)
-        grads = _segments(grad, segments)
-        grad_kernels = jnp.stack([einsum_float32("pc,pd->cd", s, g)
-                                  for s, g in zip(_segments(sample, segments), grads)])
-        grad_sample = jnp.concatenate([einsum_float32("pd,cd->pc", g.astype(k.dtype), k)
-                                       for g, k in zip(grads, kernels)])
-        grad_weights = jnp.stack([(corner * grad_sample).sum(-1) for corner in corners], axis=-1)
-        grad_rows = jnp.concatenate([weights[:, k:k + 1] * grad_sample for k in range(4)], axis=1)
-        return grad_table.at[rows].add(grad_rows, mode="promise_in_bounds"), (grad_weights, grad_kernels)
-
-    grad_table, (grad_weights, grad_kernels) = jax.lax.scan(
-        tap, jnp.zeros(table.shape, jnp.float32), (rows, weights, kernels.swapaxes(0, 1)))
-    return (grad_table.astype(table.dtype), None, grad_weights.astype(weights.dtype),
-            grad_kernels.swapaxes(0, 1).astype(kernels.dtype))
+def _convs_backward(static, residuals, grads):
+    convs, form = static
+    maps, points, kernels = residuals
+    grad_maps, grad_weights, grad_kernels = _in_form(
+        form, functools.partial(gather_gradients, convs), functools.partial(window_gradients, convs), convs, maps, points, kernels, grads)
+    return ([g.astype(x.dtype) for g, x in zip(grad_maps, maps)],
+            [Points(None, None, None, g.astype(p.weights.dtype)) for g, p in zip(grad_weights, points)],
+            grad_kernels.sum(0).astype(kernels.dtype))
 
 
-_gather_conv.defvjp(_forward, _backward)
+_convs.defvjp(_convs_forward, _convs_backward)
+
+
+def _in_form(form, gather, window, convs, maps, points, kernels, *grads):
+    """Runs one of two functions of one image's maps, points and gradients, and of the kernels, for every image of a batch."""
+    def gathered(maps, points, kernels, *grads):
+        # vmap, not a batch folded into the rows: the partitioner then keeps every image on its own device
+        return jax.vmap(gather, in_axes=(0, 0, None, *[0] * len(grads)))(maps, points, kernels, *grads)
+
+    def windowed(maps, points, kernels, *grads, interpret=False):
+        def local(maps, points, kernels, *grads):
+            def one(image):
+                maps, points, *grads = image
+                return jax.lax.cond(deform_conv_tpu.all_fit(convs, points), functools.partial(window, interpret=interpret), gather,
+                                    maps, points, kernels, *grads)
+            return jax.lax.map(one, (maps, points, *grads))
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty:
+            return local(maps, points, kernels, *grads)
+        # The partitioner cannot split a kernel of our own.
+        split = PartitionSpec(BATCH_AXES) if len(maps[0]) % batch_size_of(mesh) == 0 else PartitionSpec()
+        return jax.shard_map(local, in_specs=(split, split, PartitionSpec(), *[split] * len(grads)), out_specs=split,
+                             check_vma=False)(maps, points, kernels, *grads)
+
+    args = maps, points, kernels, *grads
+    if form == "gather":
+        return gathered(*args)
+    default = gathered if form == "auto" else functools.partial(windowed, interpret=True)
+    return jax.lax.platform_dependent(*args, tpu=windowed, default=default)
