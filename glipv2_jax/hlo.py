@@ -2,7 +2,8 @@
 
 XLA's own cost analysis counts the body of a loop once and charges a slice of an array with the whole of it. Here a body is counted as
 often as it runs, a slice or a gather for what it takes, an update in place for what it
-writes, and arrays that the compiler keeps on the chip (memory space 1 of a TPU) not at all.
+writes, and arrays that the compiler keeps on the chip (memory space 1 of a TPU) not at all. Of a condition the branch of "true" is
+counted, in this project the usual case.
 """
 import collections
 import math
@@ -42,12 +43,13 @@ class Program:
         self._times[computation] += count
         for instruction in self.computations[computation].values():
             trips = self._trips(instruction) if instruction.kind == "while" else 1
-            for key, names in re.findall(r"(body|calls|to_apply|branch_computations|called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)",
+            for key, names in re.findall(r"(body|calls|to_apply|branch_computations|true_computation|called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)",
                                          instruction.text):
                 # What a reduction applies to each pair of elements does nothing by itself.
                 if key == "to_apply" and instruction.kind != "call":
                     continue
-                for name in re.findall(r"[\w.\-]+", names):
+                called = re.findall(r"[\w.\-]+", names)
+                for name in called[-1:] if key == "branch_computations" else called:
                     if name in self.computations:
                         if instruction.kind == "fusion" or computation in self._fused:
                             self._fused.add(name)

@@ -73,7 +73,18 @@ ENTRY %main (p: f32[10,8], q: f32[10,8]) -> f32[10,8] {
   %sum = f32[10,8]{1,0} add(%p, %there), metadata={op_name="jit(f)/sum"}
   %start = (s32[]{:S(1)}, f32[10,8]{1,0}, f32[10,8]{1,0}) tuple(%zero, %sum, %p)
   %loop = (s32[]{:S(1)}, f32[10,8]{1,0}, f32[10,8]{1,0}) while(%start), condition=%cond, body=%body
-  ROOT %result = f32[10,8]{1,0} get-tuple-element(%loop), index=2
+  %result = f32[10,8]{1,0} get-tuple-element(%loop), index=2
+  ROOT %chosen = f32[10,8]{1,0} conditional(%yes, %result, %result), branch_computations={%seldom, %usual}
+}
+
+%seldom (s: f32[10,8]) -> f32[10,8] {
+  %s = f32[10,8]{1,0} parameter(0)
+  ROOT %twice = f32[10,8]{1,0} multiply(%s, %s), metadata={op_name="jit(f)/seldom"}
+}
+
+%usual (s: f32[10,8]) -> f32[10,8] {
+  %s = f32[10,8]{1,0} parameter(0)
+  ROOT %negated = f32[10,8]{1,0} negate(%s), metadata={op_name="jit(f)/usual"}
 }
 """
 
@@ -81,4 +92,4 @@ ENTRY %main (p: f32[10,8], q: f32[10,8]) -> f32[10,8] {
 def test_slices_updates_in_place_and_the_chips_own_memory_are_counted_for_what_they_move():
     row, table = 8 * 4, 10 * 8 * 4
     assert hlo.Program(LOOP).traffic(lambda origin: origin.removeprefix("jit(f)/").split("/")[0] or "ahead") == {
-        "fpn": 10 * row, "heads": 10 * row, "ahead": table, "sum": 2 * table}
+        "fpn": 10 * row, "heads": 10 * row, "ahead": table, "sum": 2 * table, "usual": 2 * table}
