@@ -7,6 +7,7 @@ The TPU compiler (package libtpu) runs on any Linux machine. A full-size step ta
 import contextlib
 import copy
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -188,6 +189,7 @@ def search(config, devices, topology, name):
     found, best = [], None
     for fsdp in sorted({1, len(devices)}):
         for remat in ("nothing", "dots_with_no_batch_dims_saveable"):
+            @functools.cache
             def at(images, fsdp=fsdp, remat=remat):
                 changed = copy.deepcopy(config)
                 with changed.unlocked():
@@ -195,21 +197,15 @@ def search(config, devices, topology, name):
                 changed.mesh.data, changed.mesh.fsdp = len(devices) // fsdp, fsdp
                 changed.train.batch_size = images * len(devices) * changed.train.accumulation_steps
                 changed.eval.batch_size = len(devices)
-                return compile_train(changed, devices, topology, name)
-            one = at(1)
-            found.append(one)
-            if one.spare < 0:
+                found.append(compile_train(changed, devices, topology, name))
+                return found[-1]
+            if at(1).spare < 0:
                 continue
-            two = at(2)
-            growth = max(two.total - one.total, 1)
-            images = 2**int(math.log2(1 + one.spare // growth))
-            plan = {1: one, 2: two}.get(images) or at(images)
-            while plan.spare < 0:
+            images = 2**int(math.log2(1 + at(1).spare // max(at(2).total - at(1).total, 1)))
+            while at(images).spare < 0:
                 images //= 2
-                plan = {1: one, 2: two}.get(images) or at(images)
-            found += [two, plan]
-            if best is None or plan.images_per_second() > best.images_per_second():
-                best = plan
+            if best is None or at(images).images_per_second() > best.images_per_second():
+                best = at(images)
     return sorted(found, key=lambda p: (p is not best, p.spare < 0, -p.images_per_second()))
 
 

@@ -1,4 +1,5 @@
 """What a plan reads off a compiled program, and the true step on TPUs that are not there."""
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -33,6 +34,31 @@ def test_without_the_compiler_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
     with pytest.raises(ValueError, match=r"pip install 'glipv2_jax\[plan\]'"):
         plan.run(glipv2_t_stage1.get_config("rehearsal"), "v5e:4x4", "configs/x.py")
+
+
+def test_the_search_fills_the_memory_and_puts_the_fastest_that_fits_first(monkeypatch, capsys, tmp_path):
+    """With a made-up compiler: an image takes 3 GB, or 1.2 GB where its layers are computed again, which costs a third more work."""
+    tried = []
+
+    def compiled(config, devices, topology, name):
+        images, again = config.train.batch_size // len(devices), config.model.overrides.remat == "nothing"
+        sharded = config.mesh.fsdp > 1
+        tried.append((config.mesh.fsdp, config.model.overrides.remat, images))
+        return dataclasses.replace(
+            PLAN, topology=topology, devices=len(devices), mesh={"data": config.mesh.data, "fsdp": config.mesh.fsdp, "tensor": 1},
+            batch_size=config.train.batch_size, remat=config.model.overrides.remat, temporaries=int(images * (1.2e9 if again else 3e9)),
+            parameters=int(1e9) // (16 if sharded else 1), optimizer=int(2e9) // (16 if sharded else 1),
+            flops=images * 4e12 * (4 / 3 if again else 1), bytes_moved=0, traffic={}, gathered_rows=0, scattered_rows=0,
+            collectives={"all-gather": [10, int(20e9 if sharded else 1e9)]})
+    monkeypatch.setattr(plan, "compile_train", compiled)
+    monkeypatch.setattr(plan, "absent_devices", lambda topology: contextlib.nullcontext([None] * 16))
+    found = plan.run(glipv2_t_stage1.get_config(), "v5e:4x4", "configs/x.py", searching=True, output=tmp_path / "plans.json")
+    best = found[0]
+    assert (best.mesh["fsdp"], best.remat, best.batch_size // 16) == (1, "dots_with_no_batch_dims_saveable", 4) and best.spare > 0
+    assert len(found) == len(tried) == len(set(tried)) and {(1, "nothing", 8), (16, "nothing", 8), (16, "nothing", 1)} <= set(tried)
+    assert [p.spare < 0 for p in found] == sorted(p.spare < 0 for p in found)
+    said = capsys.readouterr().out
+    assert "compiled, the best first" in said and said.count("of a device") == 1
 
 
 @pytest.fixture
