@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from input_pipeline import image_ops
-from input_pipeline.annotations import LARGEST_ID, check_option, file_finder, load_lists, refuse
+from input_pipeline.annotations import LARGEST_ID, check_option, load_lists, missing_images, refuse
 from input_pipeline.few_shot import pick
 from input_pipeline.masks import decode_mask
 from input_pipeline.prompts import Phrase
@@ -117,9 +117,9 @@ class CocoJson:
         used = {image_id: images[image_id] for image_id in of_image}
         used = _sound(used, lambda image: _unknown_negatives(image, class_of), problems)
         if self.image_folder.is_dir():
-            exists = file_finder()
-            used = _sound(used, lambda image: [] if exists(path := self.image_folder / image["file_name"]) else [
-                f"image {image['id']}: no file {path}"], problems)
+            missing = missing_images({image_id: self.image_folder / image["file_name"] for image_id, image in used.items()})
+            problems += missing.values()
+            used = {image_id: image for image_id, image in used.items() if image_id not in missing}
         else:
             used, problems = {}, [*problems, f"image folder {self.image_folder}: no such folder"]
         refuse(self.json_path, problems)

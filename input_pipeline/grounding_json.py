@@ -14,9 +14,9 @@ from input_pipeline.annotations import (
     checked_id,
     checked_spans,
     field,
-    file_finder,
     inclusive_boxes,
     load_lists,
+    missing_images,
     refuse,
 )
 from input_pipeline.masks import decode_mask
@@ -92,10 +92,9 @@ class GroundingJson:
         if not of_image:
             raise ValueError(f"{json_path}: found no caption with a box, expected at least one")
         if self._folders:
-            exists = file_finder()
-            places = {key: self._folders[images[key].get("data_source") == "coco"] / images[key]["file_name"] for key in of_image}
-            missing = {key: place for key, place in places.items() if not exists(place)}
-            refuse(self.json_path, [f"image {key}: no file {place}" for key, place in missing.items()])
+            missing = missing_images({key: self._folders[images[key].get("data_source") == "coco"] / images[key]["file_name"]
+                                      for key in of_image})
+            refuse(self.json_path, list(missing.values()))
             of_image = {key: found for key, found in of_image.items() if key not in missing}
         self._keep([images[key] for key in of_image], list(of_image.values()), with_masks)
 
