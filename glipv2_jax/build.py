@@ -74,7 +74,7 @@ def make_objective(config, model, tokenizer):
 
 def check_tasks(config, model, sources=()):
     """Raises: ValueError where the texts of a run and its model are not for the same tasks."""
-    if config.loss.caption_words and not (model.config.mlm_head and model.config.fusion):
+    if config.loss.caption_words and not model.config.can_write:
         raise ValueError(f"loss.caption_words: found {config.loss.caption_words} with a model without mlm_head or without fusion, "
                          "expected both, or 0: captions are written by the head of masked words, from words that see the image")
     for source in sources:

@@ -14,7 +14,7 @@ def check(task, source, model_config, answers):
     if task == "answers" and (not model_config.num_answers or answers is None):
         raise ValueError(f"{source.name}: asks questions, but this checkpoint has no head of answers (model.num_answers is 0); a result "
                          "file of another model can be scored with --results")
-    if task == "captions" and not (model_config.mlm_head and model_config.fusion):
+    if task == "captions" and not model_config.can_write:
         raise ValueError(f"{source.name}: asks for captions, but this checkpoint has no head of words (model.mlm_head is off) or no "
                          "fusion; a result file of another model can be scored with --results")
 

@@ -14,7 +14,6 @@ from jax.experimental import multihost_utils
 from glipv2_jax import data_arguments, processes, sharding
 from glipv2_jax.files import locked, write_whole
 from input_pipeline import BadRecords
-from input_pipeline.registry import KINDS
 
 log = logging.getLogger("glipv2_jax")
 
@@ -179,9 +178,8 @@ def _arguments(argv):
                                      epilog="--config.eval.x=… replaces a setting of the checkpoint.")
     parser.add_argument("--checkpoint", required=True, help="folder that training or glipv2 convert wrote")
     parser.add_argument("--pairs", metavar="FILE", help="file or folder; its content says what it is")
-    parser.add_argument("--images", metavar="FOLDER", help="folder of the images of --pairs")
-    parser.add_argument("--format", help=f"reader: {', '.join(KINDS)}; its options follow as --option=value")
-    parser.add_argument("--root", default="", help="what relative paths of the pairs start from")
+    data_arguments.add_options(parser)
+    parser.add_argument("--root", default="", help="what relative paths start from")
     parser.add_argument("--output", required=True, help="folder of the labels; the same one goes on after a stop")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score of a box")
     parser.add_argument("--min_boxes", type=int, default=1, help="leave out pairs with fewer boxes; 0: leave out none")
@@ -194,10 +192,7 @@ def _arguments(argv):
                         "cluster says, alone elsewhere")
     parser.add_argument("--num_processes", type=int, help="of the run, with --coordinator=address:port")
     parser.add_argument("--process_id", type=int, help="of this process, from 0, with --coordinator=address:port")
-    argv = sys.argv[1:] if argv is None else argv
-    own = {f"--{action.dest}" for action in parser._actions} | {"-h"}
-    rest = [flag for flag in argv if flag.startswith("--") and flag.partition("=")[0] not in own]
-    args = parser.parse_args([flag for flag in argv if flag not in rest])
+    args, rest = data_arguments.split_options(parser, sys.argv[1:] if argv is None else argv)
     if (args.pairs is None) == (args.format is None):
         parser.error("expected one of --pairs and --format")
     if not 0 <= args.threshold <= 1:
@@ -209,13 +204,6 @@ def _arguments(argv):
     try:
         fields = [flag for flag in rest if flag.startswith("--config.eval.")]
         settings = dict(data_arguments.option(flag.replace("--config.eval.", "--", 1)) for flag in fields)
-        options = dict(data_arguments.option(flag) for flag in rest if flag not in fields)
-        if args.format is None:
-            spec = data_arguments.spec_of(args.pairs, args.images) | options
-        elif args.format not in KINDS:
-            raise ValueError(f"--format: found {args.format!r}, expected one of {', '.join(KINDS)}")
-        else:
-            spec = {"kind": args.format} | ({"image_folder": args.images} if args.images else {}) | options
+        return args, data_arguments.spec_of_options(args.pairs, args, [flag for flag in rest if flag not in fields]), settings
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    return args, spec, settings
