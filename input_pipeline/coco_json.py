@@ -14,7 +14,7 @@ import numpy as np
 from input_pipeline import image_ops
 from input_pipeline.annotations import LARGEST_ID, check_option, load_lists, missing_images, refuse
 from input_pipeline.few_shot import pick
-from input_pipeline.masks import decode_mask
+from input_pipeline.masks import decode_masks
 from input_pipeline.prompts import Phrase
 
 _XYXY = "is it [x1, y1, x2, y2] where [x, y, width, height] is expected?"
@@ -176,17 +176,9 @@ class CocoJson:
                                         f"image {image['id']}", f"{self.json_path.name} states")
 
     def _read_masks(self, index):
-        height, width = self.image_size(index)
-        rows = range(self._starts[index], self._starts[index + 1])
-        masks = np.zeros((len(rows), height, width), np.bool_)
-        for mask, row in zip(masks, rows):
-            try:
-                mask[:] = decode_mask(self._segmentations[row], self._boxes[row], (height, width))
-            except Exception as error:                          # pycocotools raises what it likes
-                raise ValueError(f"{self.json_path}: annotation {self._annotation_ids[row]} of image "
-                                 f"{self._images[index]['id']}: cannot read its segmentation: {error}"
-                                 ) from error
-        return masks
+        begin, end = self._starts[index], self._starts[index + 1]
+        return decode_masks(self._segmentations[begin:end], self._boxes[begin:end], self.image_size(index), lambda n: (
+            f"{self.json_path}: annotation {self._annotation_ids[begin + n]} of image {self._images[index]['id']}"))
 
 
 def _unique(entries, key, fields, problems):

@@ -19,7 +19,7 @@ from input_pipeline.annotations import (
     missing_images,
     refuse,
 )
-from input_pipeline.masks import decode_mask
+from input_pipeline.masks import decode_masks
 from input_pipeline.schema import NO_CLASS
 
 # What evaluation asks of a record, where a file has it.
@@ -152,9 +152,8 @@ class GroundingJson:
         if self._about is not None:
             record["about"] = self._about[index]
         if self._segmentations is not None:
-            size = self.image_size(index)
-            record["masks"] = np.array([decode_mask(self._segmentations[row], self._boxes[row], size) for row in rows],
-                                       np.bool_).reshape(-1, *size)
+            record["masks"] = decode_masks(self._segmentations[here], self._boxes[here], self.image_size(index),
+                                           lambda n: f"{self.json_path}: box {n} of image {self._ids[index]}")
         return record
 
     def _path(self, index):

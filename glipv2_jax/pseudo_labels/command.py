@@ -1,4 +1,4 @@
-"""`glipv2 pseudo-label`: image-text pairs with the boxes that a model finds for the noun phrases of their texts."""
+"""`glipv2 pseudo-label`: image-text pairs with the boxes, and the masks, that a model finds for the noun phrases of their texts."""
 import argparse
 import json
 import logging
@@ -59,9 +59,9 @@ def run(spec, checkpoint, output, *, root="", threshold=0.5, min_boxes=1, max_ba
       min_boxes: pairs with fewer boxes are left out; 0: none is.
       max_bad: pairs that each process may fail to read.
       shards: files of records; 0: none. workers: threads that write them; None: one per processor.
-      settings: fields of `config.eval` to replace. samples: pairs on the sheet.
-    Raises: ValueError for pairs that cannot be read, beyond `max_bad`, for a folder that holds other labels, and where no pair has
-      enough boxes; FileNotFoundError without a checkpoint.
+      settings: fields of `config.eval` to replace; masks=False writes none where the model has a mask head. samples: pairs on the sheet.
+    Raises: ValueError for pairs that cannot be read, beyond `max_bad`, for a folder that holds other labels, for views beside masks, and where no pair
+      has enough boxes; FileNotFoundError without a checkpoint.
     """
     from glipv2_jax.build import abstract_params, build
     from glipv2_jax.checkpoint import load_params
@@ -142,7 +142,7 @@ def _label(predictor, mesh, config, source, tokenizer, output, max_bad, weights,
         raise ValueError(f"{source.name}: found no image that can be opened among {len(source)} pairs")
     parts = inference.detect(
         predictor, mesh, config, pairs, tokenizer, output / WORK / "parts", f"pseudo-label {source.name}",
-        {"weights": weights, "threshold": threshold}, masks=False, chosen=lambda found: found.only(found.scores >= threshold),
+        {"weights": weights, "threshold": threshold}, chosen=lambda found: found.only(found.scores >= threshold),
         on_bad=lambda index, error: bad.add(0, int(pairs.places[index]), error))
     if jax.process_index() == 0:
         labels.write(output, pairs, parts, threshold=threshold, min_boxes=min_boxes)
@@ -152,7 +152,7 @@ def _finish(output, source, labelled, key, seconds, samples):
     """The sheet and, last of all, the card, which says that all is there."""
     from glipv2_jax.pseudo_labels import labels, sheet
     summary = labels.Summary.of(output)
-    card = {"name": source.name, "pairs": len(source), "labelled": summary.labelled, "boxes": summary.boxes,
+    card = {"name": source.name, "pairs": len(source), "labelled": summary.labelled, "boxes": summary.boxes, "masks": summary.masks,
             "phrases": len(summary.phrases), "left_out": dict(summary.left_out), "threshold": key["threshold"],
             "min_boxes": key["min_boxes"], "weights": key["weights"], "seconds_of_the_last_run": round(seconds, 1),
             "mean_quality": round(float(summary.quality.mean()), 4), "scores": summary.scores.tolist(),
