@@ -97,7 +97,8 @@ def spec_of_options(data, args, flags):
     """The description of a source that a command line names.
 
     Args:
-      data: file or folder, None where --format says what it is. args: of a parser with `add_options`. flags: of the reader.
+      data: file or folder, None where --format says what it is.
+      args: of a parser with `add_options`. flags: of the reader.
     Raises: ValueError for data or flags that cannot be understood.
     """
     options = dict(map(option, flags))

@@ -134,7 +134,8 @@ class Vqa:
         try:
             missing = missing_images({image_id: self._file(image_id) for _, image_id, *_ in self._questions})
         except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(f"file_pattern: found {file_pattern!r}, expected a name with {{id}}, and perhaps {{split}}: {error}") from error
+            raise ValueError(f"file_pattern: found {file_pattern!r}, expected a name with {{id}}, and perhaps {{split}}: "
+                             f"{error}") from error
         refuse(json_path, [*problems.found, *missing.values()])
         self._questions = [question for question in self._questions if question[1] not in missing]
 

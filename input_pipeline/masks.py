@@ -44,7 +44,8 @@ def decode_mask(segmentation, box, size):
     counts = segmentation["counts"]
     counts = _run_lengths(counts) if isinstance(counts, (str, bytes)) else counts
     if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
-        raise ValueError(f"found counts {repr(segmentation['counts'])[:80]}, expected run lengths, whole numbers from 0, or COCO's text of them")
+        raise ValueError(f"found counts {repr(segmentation['counts'])[:80]}, expected run lengths, whole numbers from 0, or COCO's "
+                         "text of them")
     if sum(counts) != size[0] * size[1]:
         raise ValueError(f"found runs of {sum(counts)} pixels in all, expected {size[0] * size[1]}")
     runs = np.repeat(np.arange(len(counts)) % 2 == 1, counts)

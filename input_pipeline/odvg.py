@@ -35,8 +35,8 @@ class Odvg:
       image_folder: what `filename` is relative to.
       label_map: JSON file {"0": "cat", …} of a detection file; None: one pass collects `category`.
       min_score: boxes with a score below are left out; those without a score stay.
-      with_masks: records have `masks`, from `segmentation`; an object without one among others has its box as mask, as in GLIP; a
-        line without any gives none.
+      with_masks: records have `masks`, from `segmentation`; an object without one among others has its box as mask, as in
+        GLIP; a line without any gives none.
       bad_boxes: "error", or "repair": boxes without area in their image and spans outside of their caption are dropped.
       name: of the source in errors and logs.
     Attributes:
@@ -117,8 +117,8 @@ class Odvg:
             found, segmentation = field(region, "bbox", list, where), region.get("segmentation")
             several = found and isinstance(found[0], list)
             if several and segmentation and not (isinstance(segmentation, list) and len(segmentation) == len(found)):
-                raise ValueError(f"{where}: found {len(found)} boxes of a region and the segmentation {repr(segmentation)[:80]}, expected a "
-                                 "list with one for each")
+                raise ValueError(f"{where}: found {len(found)} boxes of a region and the segmentation "
+                                 f"{repr(segmentation)[:80]}, expected a list with one for each")
             segmentations += (segmentation or [None] * len(found)) if several else [segmentation]
             found = found if several else [found]
             of_region = (checked_spans(region["tokens_positive"], caption, where, self._bad_boxes)
@@ -127,14 +127,16 @@ class Odvg:
             spans += [of_region] * len(found)
         boxes, keep = inclusive_boxes(boxes, size, where, self._bad_boxes)
         return {"boxes": boxes[keep], "classes": np.full(int(keep.sum()), NO_CLASS, np.int32), "caption": caption,
-                "spans": [span for span, kept in zip(spans, keep) if kept]} | self._masks(segmentations, boxes, keep, size, where)
+                "spans": [span for span, kept in zip(spans, keep) if kept]} | self._masks(
+                    segmentations, boxes, keep, size, where)
 
     def _masks(self, segmentations, boxes, keep, size, where):
         """{"masks": bool [n, h, w] of the boxes to keep}, or nothing where a line has no segmentation."""
         if not self._with_masks or not any(segmentations):
             return {}
         rows = np.flatnonzero(keep).tolist()
-        return {"masks": decode_masks([segmentations[row] for row in rows], boxes[keep], size, lambda n: f"{where}, box {rows[n]}")}
+        return {"masks": decode_masks([segmentations[row] for row in rows], boxes[keep], size,
+                                      lambda n: f"{where}, box {rows[n]}")}
 
     def _confident(self, entries):
         return [entry for entry in entries if entry.get("score", np.inf) >= self._min_score]
@@ -203,7 +205,8 @@ def grounding(caption: str, spans, boxes: np.ndarray, scores=None, masks=None) -
       spans: for each of n boxes, the characters of the caption that name it. The rest as of `detection`.
     """
     return {"grounding": {"caption": caption, "regions": [
-        {"bbox": box, "phrase": " ".join(caption[b:e] for b, e in of_box), "tokens_positive": [list(map(int, span)) for span in of_box]} | more
+        {"bbox": box, "phrase": " ".join(caption[b:e] for b, e in of_box),
+         "tokens_positive": [list(map(int, span)) for span in of_box]} | more
         for of_box, (box, more) in zip(spans, _boxes(boxes, scores, masks), strict=True)]}}
 
 

@@ -84,8 +84,8 @@ def detect(predictor, mesh, config, source, tokenizer, folder, title, key, class
                     seen.setdefault(found.record, []).append((view, found, *sizes))
                 advance(len(batch))
         return [choose(_merged(of_record, e)) if views else of_record[0][1] for of_record in seen.values()]
-    return sweep(Parts, folder, key | {"prompts": [chunk.captions for chunk in chunks], "masks": masks}, config, source, title, look,
-                 passes=max(len(views), 1), unit="views" if views else "images")
+    key = key | {"prompts": [chunk.captions for chunk in chunks], "masks": masks}
+    return sweep(Parts, folder, key, config, source, title, look, passes=max(len(views), 1), unit="views" if views else "images")
 
 
 def _encoded(predictor, classes, max_tokens):
@@ -127,11 +127,13 @@ def _batch(predictor, batch, chunks, decode, choose):
         one = Found(record, record, tuple(about["scale"][i].tolist()),
                     *(np.concatenate([part[key] for part in kept]) for key in ("boxes", "scores", "labels")))
         if "masks" in results[0]:
-            one = dataclasses.replace(one, masks=PastedMasks(np.concatenate([part["masks"] for part in kept]), one.original_boxes(), size))
+            soft = np.concatenate([part["masks"] for part in kept])
+            one = dataclasses.replace(one, masks=PastedMasks(soft, one.original_boxes(), size))
         one = choose(one)
         if one.masks is not None:
             # As run lengths from here on, and by the process that writes them.
-            one = dataclasses.replace(one, masks=[encode_mask(mask) for mask in one.masks] if jax.process_index() == 0 else [])
+            masks = one.masks if jax.process_index() == 0 else ()
+            one = dataclasses.replace(one, masks=[encode_mask(mask) for mask in masks])
         yield one, tuple(about["image_size"][i].tolist()), size
 
 

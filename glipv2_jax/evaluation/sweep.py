@@ -16,13 +16,15 @@ def sweep(kind, folder, key, config, source, title, look, *, indices=None, passe
       kind: `parts.Parts` or `parts.Texts`. folder: for the parts.
       key: JSON-able dict that names the weights and what is asked; source, settings and longest text are added here.
       config: the run's config. source: see `input_pipeline/schema.py`. title: of the progress bar.
-      look: function of (canvas, indices of the records of a part, advance) → list of Found or Said, whose `image_id` is set here; it
-        calls advance(n) after n more records.
-      indices: of the records; None: all of the source. passes: how often each is looked at. unit: what the progress bar counts.
+      look: function of (canvas, indices of the records of a part, advance) → list of Found or Said, whose `image_id` is set
+        here; it calls advance(n) after n more records.
+      indices: of the records; None: all of the source.
+      passes: how often each is looked at. unit: what the progress bar counts.
     Returns: the parts.
     """
     e, count = config.eval, len(source) if indices is None else len(indices)
-    parts = kind(folder, key | {"source": source.name, "records": count, "settings": e.to_dict(), "max_tokens": config.data.max_tokens})
+    parts = kind(folder, key | {"source": source.name, "records": count, "settings": e.to_dict(),
+                                "max_tokens": config.data.max_tokens})
     size = -(-e.records_per_part // e.batch_size) * e.batch_size
     plan = eval_plan(source, [tuple(canvas) for canvas in e.canvases], e.short_side, e.max_size, indices)
     work = [(canvas, of_canvas[i:i + size]) for canvas, of_canvas in plan for i in range(0, len(of_canvas), size)]

@@ -24,7 +24,9 @@ def say(predictor, mesh, config, source, tokenizer, folder, title, key, task, an
       task: "answers" or "captions". answers: AnswerList, for questions.
     Returns: Texts.
     """
-    indices = np.sort(np.unique(source.image_ids, return_index=True)[1]) if task == "captions" and hasattr(source, "image_ids") else None
+    indices = None
+    if task == "captions" and hasattr(source, "image_ids"):
+        indices = np.sort(np.unique(source.image_ids, return_index=True)[1])
 
     def look(canvas, of_part, advance):
         said = []
@@ -33,8 +35,8 @@ def say(predictor, mesh, config, source, tokenizer, folder, title, key, task, an
             said += texts
             advance(len(texts))
         return said
-    return sweep(Texts, folder, key | {"task": task, "answers": answers.names if task == "answers" else []}, config, source, title, look,
-                 indices=indices)
+    key = key | {"task": task, "answers": answers.names if task == "answers" else []}
+    return sweep(Texts, folder, key, config, source, title, look, indices=indices)
 
 
 def _batch(predictor, batch, settings, tokenizer, task, answers):

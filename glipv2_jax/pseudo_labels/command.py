@@ -1,4 +1,4 @@
-"""`glipv2 pseudo-label`: image-text pairs with the boxes, and the masks, that a model finds for the noun phrases of their texts."""
+"""`glipv2 pseudo-label`: image-text pairs with the boxes and masks that a model finds for the noun phrases of their texts."""
 import argparse
 import json
 import logging
@@ -59,9 +59,10 @@ def run(spec, checkpoint, output, *, root="", threshold=0.5, min_boxes=1, max_ba
       min_boxes: pairs with fewer boxes are left out; 0: none is.
       max_bad: pairs that each process may fail to read.
       shards: files of records; 0: none. workers: threads that write them; None: one per processor.
-      settings: fields of `config.eval` to replace; masks=False writes none where the model has a mask head. samples: pairs on the sheet.
-    Raises: ValueError for pairs that cannot be read, beyond `max_bad`, for a folder that holds other labels, for views beside masks, and where no pair
-      has enough boxes; FileNotFoundError without a checkpoint.
+      settings: fields of `config.eval` to replace; masks=False writes none where the model has a mask head.
+      samples: pairs on the sheet.
+    Raises: ValueError for pairs that cannot be read, beyond `max_bad`, for a folder that holds other labels, for views beside
+      masks, and where no pair has enough boxes; FileNotFoundError without a checkpoint.
     """
     from glipv2_jax.build import abstract_params, build
     from glipv2_jax.checkpoint import load_params
@@ -204,6 +205,7 @@ def _arguments(argv):
     try:
         fields = [flag for flag in rest if flag.startswith("--config.eval.")]
         settings = dict(data_arguments.option(flag.replace("--config.eval.", "--", 1)) for flag in fields)
-        return args, data_arguments.spec_of_options(args.pairs, args, [flag for flag in rest if flag not in fields]), settings
+        spec = data_arguments.spec_of_options(args.pairs, args, [flag for flag in rest if flag not in fields])
+        return args, spec, settings
     except (ValueError, OSError) as error:
         parser.error(str(error))

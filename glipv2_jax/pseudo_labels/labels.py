@@ -58,7 +58,7 @@ def _whole(path):
 
 
 def line_of(pairs, found):
-    """A pair and what was found in it as a line; boxes, with their masks where there are any, by falling score, in pixels of the image.
+    """A pair and what was found in it as a line; boxes and masks by falling score, in pixels of the image.
 
     Args:
       pairs: PhrasedPairs. found: `evaluation.parts.Found`; labels count the phrases asked for.
@@ -69,7 +69,8 @@ def line_of(pairs, found):
     boxes = found.original_boxes().clip(0, np.array([size[1], size[0]] * 2) - 1)
     spans = [asked[label] for label in found.labels.tolist()]
     return {"pair": int(pairs.places[found.record]), "filename": pairs.file_name(found.record), "height": size[0], "width": size[1],
-            "image_id": found.image_id, "num_phrases": len(asked)} | odvg.grounding(record["caption"], spans, boxes, found.scores, found.masks)
+            "image_id": found.image_id, "num_phrases": len(asked)} | odvg.grounding(
+                record["caption"], spans, boxes, found.scores, found.masks)
 
 
 def _why(source, place):
