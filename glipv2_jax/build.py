@@ -15,6 +15,7 @@ from glipv2_jax.train_state import abstract_state, shardings_of
 from glipv2_jax.train_step import Objective, train_step
 from glipv2_jax.tuning import freeze_patterns, mode_of, tuned_model
 from input_pipeline.answers import ANSWERS_FILE, AnswerList
+from input_pipeline.schema import text_task
 from input_pipeline.tokenizer import Tokenizer
 
 
@@ -73,14 +74,14 @@ def make_objective(config, model, tokenizer):
 
 def check_tasks(config, model, sources=()):
     """Raises: ValueError where the texts of a run and its model are not for the same tasks."""
-    if config.loss.caption_words and not (model.config.mlm_head and model.config.fusion):
+    if config.loss.caption_words and not model.config.can_write:
         raise ValueError(f"loss.caption_words: found {config.loss.caption_words} with a model without mlm_head or without fusion, "
                          "expected both, or 0: captions are written by the head of masked words, from words that see the image")
     for source in sources:
-        if getattr(source, "writes", False) and not config.loss.caption_words:
+        if text_task(source, "writes") and not config.loss.caption_words:
             raise ValueError(f"config.data.train: {source.name!r} has captions to be written, but loss.caption_words is 0; "
                              "expected the most words that are learned of one, such as 40")
-        if getattr(source, "asks", False) and not model.config.num_answers:
+        if text_task(source, "asks") and not model.config.num_answers:
             raise ValueError(f"config.data.train: {source.name!r} asks questions, but the model has no head of answers; expected "
                              "model.overrides.num_answers, the length of the answer list")
 

@@ -4,7 +4,7 @@ import pathlib
 
 from input_pipeline.annotations import load_json, parse_object
 from input_pipeline.records import CARD
-from input_pipeline.registry import PATHS
+from input_pipeline.registry import KINDS, PATHS
 
 
 def spec_of(path, images=None):
@@ -75,3 +75,35 @@ def option(flag):
         return name, json.loads(value)
     except ValueError:
         return name, value
+
+
+def add_options(parser):
+    """Adds --images and --format, which name data beside a file or folder."""
+    parser.add_argument("--images", metavar="FOLDER", help="folder of the images, for files that need one")
+    parser.add_argument("--format", help=f"reader: {', '.join(KINDS)}; its options follow as --option=value")
+
+
+def split_options(parser, argv):
+    """(arguments of a parser, flags that it does not know: they may be options of a reader).
+
+    argparse alone would take a flag that it does not know for a file if there is a space in its value.
+    """
+    own = {flag for action in parser._actions for flag in action.option_strings}
+    rest = [flag for flag in argv if flag.startswith("--") and flag.partition("=")[0] not in own]
+    return parser.parse_args([flag for flag in argv if flag not in rest]), rest
+
+
+def spec_of_options(data, args, flags):
+    """The description of a source that a command line names.
+
+    Args:
+      data: file or folder, None where --format says what it is.
+      args: of a parser with `add_options`. flags: of the reader.
+    Raises: ValueError for data or flags that cannot be understood.
+    """
+    options = dict(map(option, flags))
+    if args.format is None:
+        return spec_of(data, args.images) | options
+    if args.format not in KINDS:
+        raise ValueError(f"--format: found {args.format!r}, expected one of {', '.join(KINDS)}")
+    return {"kind": args.format} | ({"image_folder": args.images} if args.images else {}) | options

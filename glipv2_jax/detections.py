@@ -7,7 +7,7 @@ from glipv2_jax import draw
 from glipv2_jax.detection.boxes import iou_matrix
 from glipv2_jax.detection.masks import PastedMasks
 from glipv2_jax.evaluation.coco_json import detection_rows
-from input_pipeline.masks import encode_mask
+from input_pipeline import odvg
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,15 +141,7 @@ class Detections:
         """
         height, width = self.image.shape[:2]
         record = {"filename": str(filename), "height": height, "width": width}
-        boxes = (self.boxes + np.array([0, 0, 1, 1], np.float32)).round(2).tolist()
-        masks = [{}] * len(self) if self.masks is None else [{"segmentation": encode_mask(mask)} for mask in self.masks]
         if self.caption is None:
-            record["detection"] = {"instances": [
-                {"bbox": box, "label": int(label), "category": self.names[label], "score": round(float(score), 4)} | mask
-                for box, label, score, mask in zip(boxes, self.labels, self.scores, masks)]}
-        else:
-            record["grounding"] = {"caption": self.caption, "regions": [
-                {"bbox": box, "phrase": self.names[label], "score": round(float(score), 4),
-                 "tokens_positive": [list(span) for span in self.spans[label]]} | mask
-                for box, label, score, mask in zip(boxes, self.labels, self.scores, masks)]}
-        return record
+            return record | odvg.detection(self.names, self.labels, self.boxes, self.scores, self.masks)
+        spans = [self.spans[label] for label in self.labels]
+        return record | odvg.grounding(self.caption, spans, self.boxes, self.scores, self.masks)

@@ -8,6 +8,7 @@ import jax
 from glipv2_jax.evaluation import coco_json, inference, pictures, text_inference
 from glipv2_jax.evaluation.protocols import PROTOCOLS
 from input_pipeline import prompts
+from input_pipeline.schema import text_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +20,7 @@ class EvalSource:
 
     def chosen_protocol(self):
         texts = {"asks": "answers", "writes": "captions"}
-        return PROTOCOLS[self.protocol or next((name for about, name in texts.items() if getattr(self.source, about, False)),
+        return PROTOCOLS[self.protocol or next((name for about, name in texts.items() if text_task(self.source, about)),
                                                "coco" if self.source.class_names else "phrases")]
 
 

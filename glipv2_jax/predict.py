@@ -255,7 +255,7 @@ class Detector:
     @property
     def can_describe(self):
         """Whether there are a text encoder and a head of words, which see the image. What it writes is worth what it was trained to write."""
-        return self.model.config.mlm_head and self.model.config.fusion and self.class_names is None
+        return self.model.config.can_write and self.class_names is None
 
     @classmethod
     def from_pretrained(cls, directory=None, *, ema=False, dtype="float32"):

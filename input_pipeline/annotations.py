@@ -85,16 +85,21 @@ def load_lists(path, keys):
     return content
 
 
-def file_finder():
-    """Function of a path: whether the file is there. One listing for each folder: asking for each file alone takes minutes on
-    a network drive."""
-    listed = {}
+def missing_images(places):
+    """What is wrong with each image whose file is not there, {image id: text}.
 
-    def exists(path):
+    One listing for each folder: asking for each file alone takes minutes on a network drive.
+
+    Args:
+      places: {image id: path}.
+    """
+    listed, missing = {}, {}
+    for image_id, path in places.items():
         if path.parent not in listed:
             listed[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
-        return path.name in listed[path.parent]
-    return exists
+        if path.name not in listed[path.parent]:
+            missing[image_id] = f"image {image_id}: no file {path}"
+    return missing
 
 
 def parse_object(line, where):

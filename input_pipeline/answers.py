@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from input_pipeline.schema import text_task
+
 ANSWERS_FILE = "answers.txt"     # beside a checkpoint, as vocab.txt
 ENOUGH = 3               # people who say the same make an answer right
 
@@ -88,7 +90,7 @@ class AnswerList:
 
         Raises: ValueError for fewer answers than `count`, or no source that asks.
         """
-        found, sources = collections.Counter(), [source for source in sources if getattr(source, "asks", False)]
+        found, sources = collections.Counter(), [source for source in sources if text_task(source, "asks")]
         for source in sources:
             if hasattr(source, "possible_answers"):
                 found.update(map(normalize_answer, source.possible_answers))

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from input_pipeline import image_ops
-from input_pipeline.annotations import Problems, checked_id, field, load_lists, refuse
+from input_pipeline.annotations import Problems, checked_id, field, load_lists, missing_images, refuse
 
 VQA_IMAGE = "COCO_{split}_{id:012d}.jpg"     # what the images of VQA v2 are called
 
@@ -20,7 +20,7 @@ class CocoCaptions:
       name: of the source in errors and logs.
     Attributes:
       image_ids: int64 [records].
-    Raises: ValueError listing the records at fault.
+    Raises: ValueError listing the records at fault, and images that are not there.
     """
 
     class_names, category_ids = (), ()
@@ -29,7 +29,7 @@ class CocoCaptions:
     def __init__(self, json_path: str | os.PathLike, image_folder: str | os.PathLike, *, name: str | None = None):
         content = load_lists(json_path, ("images", "annotations"))
         self.name, self._folder = name or pathlib.Path(json_path).stem, pathlib.Path(image_folder)
-        problems, self._files, self._sizes, self._ids, self._captions = Problems(), {}, {}, [], []
+        problems, self._files, self._sizes, found = Problems(), {}, {}, []
         for n, image in enumerate(content["images"]):
             with problems:
                 image_id = field(image, "id", int, f"images[{n}]")
@@ -45,11 +45,13 @@ class CocoCaptions:
                     raise ValueError(f"{where}: found image_id {image_id}, expected the id of one of 'images'")
                 if not caption.strip():
                     raise ValueError(f"{where}: found an empty caption")
-                self._ids.append(image_id)
-                self._captions.append(caption.strip())
-        if not self._ids and not problems.found:
+                found.append((image_id, caption.strip()))
+        if not found and not problems.found:
             problems.found.append("found no caption, expected at least one")
-        refuse(json_path, problems.found)
+        missing = missing_images({image_id: self._folder / self._files[image_id] for image_id, _ in found})
+        refuse(json_path, [*problems.found, *missing.values()])
+        found = [(image_id, caption) for image_id, caption in found if image_id not in missing]
+        self._ids, self._captions = [image_id for image_id, _ in found], [caption for _, caption in found]
         self.image_ids, self._of_image = np.array(self._ids, np.int64), {}
         for image_id, caption in zip(self._ids, self._captions):
             self._of_image.setdefault(image_id, []).append(caption)
@@ -93,7 +95,7 @@ class Vqa:
       annotations_path: v2_mscoco_*_annotations.json, or None.
       file_pattern: name of an image's file; {split} is the file's `data_subtype`, {id} the photograph's id.
       name: of the source in errors and logs.
-    Raises: ValueError listing the questions at fault, such as one without annotation.
+    Raises: ValueError listing the questions at fault, such as one without words or annotation, and images that are not there.
     """
 
     class_names, category_ids = (), ()
@@ -120,13 +122,22 @@ class Vqa:
                 question_id = checked_id(field(question, "question_id", int, where), where)
                 if annotations_path is not None and question_id not in answers:
                     raise ValueError(f"{where}: found no annotation of question {question_id}")
-                self._questions.append((question_id, field(question, "image_id", int, where),
-                                        field(question, "question", str, where), *answers.get(question_id, ("", []))))
+                text = field(question, "question", str, where)
+                if not text.strip():
+                    raise ValueError(f"{where}: found an empty question")
+                self._questions.append((question_id, field(question, "image_id", int, where), text,
+                                        *answers.get(question_id, ("", []))))
         if not self._questions and not problems.found:
             problems.found.append("found no question, expected at least one")
-        refuse(json_path, problems.found)
         split = content.get("data_subtype", "")
         self._file = lambda image_id: self._folder / file_pattern.format(split=split, id=image_id)
+        try:
+            missing = missing_images({image_id: self._file(image_id) for _, image_id, *_ in self._questions})
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"file_pattern: found {file_pattern!r}, expected a name with {{id}}, and perhaps {{split}}: "
+                             f"{error}") from error
+        refuse(json_path, [*problems.found, *missing.values()])
+        self._questions = [question for question in self._questions if question[1] not in missing]
 
     def __len__(self) -> int:
         return len(self._questions)

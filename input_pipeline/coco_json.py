@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from input_pipeline import image_ops
-from input_pipeline.annotations import LARGEST_ID, check_option, file_finder, load_lists, refuse
+from input_pipeline.annotations import LARGEST_ID, check_option, load_lists, missing_images, refuse
 from input_pipeline.few_shot import pick
-from input_pipeline.masks import decode_mask
+from input_pipeline.masks import decode_masks
 from input_pipeline.prompts import Phrase
 
 _XYXY = "is it [x1, y1, x2, y2] where [x, y, width, height] is expected?"
@@ -117,9 +117,9 @@ class CocoJson:
         used = {image_id: images[image_id] for image_id in of_image}
         used = _sound(used, lambda image: _unknown_negatives(image, class_of), problems)
         if self.image_folder.is_dir():
-            exists = file_finder()
-            used = _sound(used, lambda image: [] if exists(path := self.image_folder / image["file_name"]) else [
-                f"image {image['id']}: no file {path}"], problems)
+            missing = missing_images({image_id: self.image_folder / image["file_name"] for image_id, image in used.items()})
+            problems += missing.values()
+            used = {image_id: image for image_id, image in used.items() if image_id not in missing}
         else:
             used, problems = {}, [*problems, f"image folder {self.image_folder}: no such folder"]
         refuse(self.json_path, problems)
@@ -176,17 +176,9 @@ class CocoJson:
                                         f"image {image['id']}", f"{self.json_path.name} states")
 
     def _read_masks(self, index):
-        height, width = self.image_size(index)
-        rows = range(self._starts[index], self._starts[index + 1])
-        masks = np.zeros((len(rows), height, width), np.bool_)
-        for mask, row in zip(masks, rows):
-            try:
-                mask[:] = decode_mask(self._segmentations[row], self._boxes[row], (height, width))
-            except Exception as error:                          # pycocotools raises what it likes
-                raise ValueError(f"{self.json_path}: annotation {self._annotation_ids[row]} of image "
-                                 f"{self._images[index]['id']}: cannot read its segmentation: {error}"
-                                 ) from error
-        return masks
+        begin, end = self._starts[index], self._starts[index + 1]
+        return decode_masks(self._segmentations[begin:end], self._boxes[begin:end], self.image_size(index), lambda n: (
+            f"{self.json_path}: annotation {self._annotation_ids[begin + n]} of image {self._images[index]['id']}"))
 
 
 def _unique(entries, key, fields, problems):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from input_pipeline import image_ops
-from input_pipeline.annotations import Problems, check_option, inclusive_boxes, refuse
+from input_pipeline.annotations import Problems, check_option, inclusive_boxes, missing_images, refuse
 from input_pipeline.schema import NO_CLASS
 from input_pipeline.xml_file import read_xml
 
@@ -74,7 +74,8 @@ class FlickrEntities:
             if place is not None and not place.is_dir():
                 raise ValueError(f"{place}: no such folder, expected the release of Flickr30k Entities")
         self._records, self._sizes, problems = [], {}, Problems()
-        for number in photographs(folder, split):
+        numbers = photographs(folder, split)
+        for number in numbers:
             entities = None
             with problems:
                 if not number.isdecimal():
@@ -86,9 +87,10 @@ class FlickrEntities:
                     boxed = [(phrase, entities[phrase.id]) for phrase in phrases if phrase.id in entities]
                     if boxed:
                         self._records.append((number, line, caption, boxed))
-            with problems:
-                if self._images is not None and not (self._images / f"{number}.jpg").is_file():
-                    raise ValueError(f"{self._images / f'{number}.jpg'}: no such image")
+        if self._images is not None:
+            missing = missing_images({number: self._images / f"{number}.jpg" for number in numbers})
+            problems.found += missing.values()
+            self._records = [record for record in self._records if record[0] not in missing]
         refuse(folder, problems.found)
         if not self._records:
             raise ValueError(f"{folder}: found no sentence with a phrase that has boxes, expected at least one")

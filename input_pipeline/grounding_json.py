@@ -14,12 +14,12 @@ from input_pipeline.annotations import (
     checked_id,
     checked_spans,
     field,
-    file_finder,
     inclusive_boxes,
     load_lists,
+    missing_images,
     refuse,
 )
-from input_pipeline.masks import decode_mask
+from input_pipeline.masks import decode_masks
 from input_pipeline.schema import NO_CLASS
 
 # What evaluation asks of a record, where a file has it.
@@ -92,10 +92,9 @@ class GroundingJson:
         if not of_image:
             raise ValueError(f"{json_path}: found no caption with a box, expected at least one")
         if self._folders:
-            exists = file_finder()
-            places = {key: self._folders[images[key].get("data_source") == "coco"] / images[key]["file_name"] for key in of_image}
-            missing = {key: place for key, place in places.items() if not exists(place)}
-            refuse(self.json_path, [f"image {key}: no file {place}" for key, place in missing.items()])
+            missing = missing_images({key: self._folders[images[key].get("data_source") == "coco"] / images[key]["file_name"]
+                                      for key in of_image})
+            refuse(self.json_path, list(missing.values()))
             of_image = {key: found for key, found in of_image.items() if key not in missing}
         self._keep([images[key] for key in of_image], list(of_image.values()), with_masks)
 
@@ -153,9 +152,8 @@ class GroundingJson:
         if self._about is not None:
             record["about"] = self._about[index]
         if self._segmentations is not None:
-            size = self.image_size(index)
-            record["masks"] = np.array([decode_mask(self._segmentations[row], self._boxes[row], size) for row in rows],
-                                       np.bool_).reshape(-1, *size)
+            record["masks"] = decode_masks(self._segmentations[here], self._boxes[here], self.image_size(index),
+                                           lambda n: f"{self.json_path}: box {n} of image {self._ids[index]}")
         return record
 
     def _path(self, index):

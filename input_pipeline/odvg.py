@@ -6,7 +6,8 @@
         of such, "phrase": "a cat", "tokens_positive": [[begin, end], …]}, …]}}
 
 Far corners are exclusive: a box of one pixel has x2 = x1 + 1. A region or an instance may have a `score`: image-text
-pairs with pseudo boxes are such files, and so is what `glipv2 ground` writes beside a picture.
+pairs with pseudo boxes are such files, and so is what `glipv2 ground` writes beside a picture. It may also have a
+`segmentation`, COCO's run lengths or polygons in pixels of the image; where `bbox` is a list of boxes, a list of those.
 """
 import json
 import os
@@ -19,6 +20,7 @@ import numpy as np
 from input_pipeline import image_ops
 from input_pipeline.annotations import check_option, checked_id, checked_spans, field, inclusive_boxes, parse_object
 from input_pipeline.line_file import LineFile
+from input_pipeline.masks import decode_masks, encode_mask
 from input_pipeline.schema import NO_CLASS
 
 
@@ -33,6 +35,8 @@ class Odvg:
       image_folder: what `filename` is relative to.
       label_map: JSON file {"0": "cat", …} of a detection file; None: one pass collects `category`.
       min_score: boxes with a score below are left out; those without a score stay.
+      with_masks: records have `masks`, from `segmentation`; an object without one among others has its box as mask, as in
+        GLIP; a line without any gives none.
       bad_boxes: "error", or "repair": boxes without area in their image and spans outside of their caption are dropped.
       name: of the source in errors and logs.
     Attributes:
@@ -42,12 +46,12 @@ class Odvg:
     """
 
     def __init__(self, jsonl_path: str | os.PathLike, image_folder: str | os.PathLike, *,
-                 label_map: str | os.PathLike | None = None, min_score: float = 0.0, bad_boxes: str = "error",
-                 name: str | None = None):
+                 label_map: str | os.PathLike | None = None, min_score: float = 0.0, with_masks: bool = False,
+                 bad_boxes: str = "error", name: str | None = None):
         check_option(bad_boxes)
         self._lines, self._folder = LineFile(jsonl_path), pathlib.Path(image_folder)
         self.name = name or self._lines.path.stem
-        self._min_score, self._bad_boxes = min_score, bad_boxes
+        self._min_score, self._with_masks, self._bad_boxes = min_score, with_masks, bad_boxes
         if not len(self._lines):
             raise ValueError(f"{jsonl_path}: found no line, expected one for each image")
         first, where = self._line(0)
@@ -103,21 +107,36 @@ class Odvg:
         if unknown:
             raise ValueError(f"{where}: found label {unknown[0]!r}, expected one of {list(self.category_ids[:20])}")
         classes = np.array([self._class_of[i["label"]] for i in instances], np.int32)
-        return {"boxes": boxes[keep], "classes": classes[keep]}
+        return {"boxes": boxes[keep], "classes": classes[keep]} | self._masks(
+            [i.get("segmentation") for i in instances], boxes, keep, size, where)
 
     def _grounding(self, content, size, where):
         caption = field(content, "caption", str, where)
-        boxes, spans = [], []
+        boxes, spans, segmentations = [], [], []
         for region in self._confident(field(content, "regions", list, where)):
-            found = field(region, "bbox", list, where)
-            found = found if found and isinstance(found[0], list) else [found]
+            found, segmentation = field(region, "bbox", list, where), region.get("segmentation")
+            several = found and isinstance(found[0], list)
+            if several and segmentation and not (isinstance(segmentation, list) and len(segmentation) == len(found)):
+                raise ValueError(f"{where}: found {len(found)} boxes of a region and the segmentation "
+                                 f"{repr(segmentation)[:80]}, expected a list with one for each")
+            segmentations += (segmentation or [None] * len(found)) if several else [segmentation]
+            found = found if several else [found]
             of_region = (checked_spans(region["tokens_positive"], caption, where, self._bad_boxes)
                          if "tokens_positive" in region else _occurrence(caption, region.get("phrase"), where))
             boxes += found
             spans += [of_region] * len(found)
         boxes, keep = inclusive_boxes(boxes, size, where, self._bad_boxes)
         return {"boxes": boxes[keep], "classes": np.full(int(keep.sum()), NO_CLASS, np.int32), "caption": caption,
-                "spans": [span for span, kept in zip(spans, keep) if kept]}
+                "spans": [span for span, kept in zip(spans, keep) if kept]} | self._masks(
+                    segmentations, boxes, keep, size, where)
+
+    def _masks(self, segmentations, boxes, keep, size, where):
+        """{"masks": bool [n, h, w] of the boxes to keep}, or nothing where a line has no segmentation."""
+        if not self._with_masks or not any(segmentations):
+            return {}
+        rows = np.flatnonzero(keep).tolist()
+        return {"masks": decode_masks([segmentations[row] for row in rows], boxes[keep], size,
+                                      lambda n: f"{where}, box {rows[n]}")}
 
     def _confident(self, entries):
         return [entry for entry in entries if entry.get("score", np.inf) >= self._min_score]
@@ -160,31 +179,42 @@ def line_of(source, index: int, filename: str) -> dict:
     size = source.image_size(index) if hasattr(source, "image_size") else image_ops.pixels_of(record).shape[:2]
     line = {"filename": filename, "height": int(size[0]), "width": int(size[1]), "image_id": int(record["image_id"])}
     crowd = np.asarray(record.get("is_crowd", np.zeros(len(record["boxes"]))), np.bool_)
-    boxes = record["boxes"][~crowd]
+    boxes, masks = record["boxes"][~crowd], np.asarray(record["masks"])[~crowd] if "masks" in record else None
     if "caption" in record:
         spans = [of_box for of_box, is_crowd in zip(record["spans"], crowd) if not is_crowd]
-        return line | {"grounding": {"caption": record["caption"], "regions": regions(record["caption"], spans, boxes)}}
-    return line | {"detection": {"instances": [
-        {"bbox": box, "label": int(c), "category": source.class_names[c]}
-        for box, c in zip(_exclusive(boxes), record["classes"][~crowd].tolist())]}}
+        return line | grounding(record["caption"], spans, boxes, masks=masks)
+    return line | detection(source.class_names, record["classes"][~crowd], boxes, masks=masks)
 
 
-def regions(caption: str, spans, boxes: np.ndarray, scores=None) -> list[dict]:
-    """The regions of a grounding line.
+def detection(names, labels, boxes: np.ndarray, scores=None, masks=None) -> dict:
+    """What a line of detection says of its image.
 
     Args:
-      spans: for each of n boxes, the characters of the caption that name it. boxes: [n, 4] `xyxy`, corners inclusive.
-      scores: n numbers, or None.
+      names: of all classes. labels: n indices into them. boxes: [n, 4] `xyxy`, corners inclusive.
+      scores: n numbers, or None. masks: n masks, bool [h, w] of the image or COCO's run lengths, or None.
     """
-    found = [{"bbox": box, "phrase": " ".join(caption[b:e] for b, e in of_box),
-              "tokens_positive": [list(map(int, span)) for span in of_box]} for box, of_box in zip(_exclusive(boxes), spans)]
-    if scores is not None:
-        found = [region | {"score": round(float(score), 4)} for region, score in zip(found, scores, strict=True)]
-    return found
+    return {"detection": {"instances": [
+        {"bbox": box, "label": int(label), "category": names[label]} | more
+        for label, (box, more) in zip(labels, _boxes(boxes, scores, masks), strict=True)]}}
 
 
-def _exclusive(boxes):
-    return (boxes + np.array([0, 0, 1, 1], np.float32)).round(2).tolist()
+def grounding(caption: str, spans, boxes: np.ndarray, scores=None, masks=None) -> dict:
+    """What a line of grounding says of its image.
+
+    Args:
+      spans: for each of n boxes, the characters of the caption that name it. The rest as of `detection`.
+    """
+    return {"grounding": {"caption": caption, "regions": [
+        {"bbox": box, "phrase": " ".join(caption[b:e] for b, e in of_box),
+         "tokens_positive": [list(map(int, span)) for span in of_box]} | more
+        for of_box, (box, more) in zip(spans, _boxes(boxes, scores, masks), strict=True)]}}
+
+
+def _boxes(boxes, scores, masks):
+    """Yields each box with exclusive far corners, and the keys of its score and mask."""
+    for n, box in enumerate((boxes + np.array([0, 0, 1, 1], np.float32)).round(2).tolist()):
+        score = {} if scores is None else {"score": round(float(scores[n]), 4)}
+        yield box, score if masks is None else score | {"segmentation": encode_mask(masks[n])}
 
 
 def _kind(entry, where):

@@ -23,7 +23,7 @@ from input_pipeline import image_ops, ops, prompts, text_ops
 from input_pipeline.answers import AnswerList
 from input_pipeline.canvases import Order, by_canvas
 from input_pipeline.caption_packing import ALONE, Packing, pack
-from input_pipeline.schema import MLM_NEVER, NO_CLASS, batch_spec
+from input_pipeline.schema import MLM_NEVER, NO_CLASS, batch_spec, text_task
 from input_pipeline.sources import ClassTable
 from input_pipeline.tokenizer import Tokenizer
 
@@ -149,7 +149,7 @@ def train_reader(sources, weights, *, seed, batch_size, canvases, augment, max_t
         return found
 
     def text_of(record, place, index, rng):
-        if writes and getattr(sources[place], "writes", False):
+        if writes and text_task(sources[place], "writes"):
             text, kept = _caption_text(record, tokenizer, max_tokens)
             return text | {"mlm_eligible": np.full(max_tokens, MLM_NEVER, np.int8)}, kept
         if "caption" in record:
@@ -424,10 +424,10 @@ def _task(source, record, writes, answers):
     """Keys of an example that say what its text is for, where the run writes or answers."""
     if not writes and answers is None:
         return {}
-    causal = writes and getattr(source, "writes", False)
-    found = {"causal": np.bool_(causal), "is_grounded": np.bool_(getattr(source, "names_boxes", True) and not causal)}
+    causal = writes and text_task(source, "writes")
+    found = {"causal": np.bool_(causal), "is_grounded": np.bool_(text_task(source, "names_boxes") and not causal)}
     if answers is not None:
-        asks = getattr(source, "asks", False)
+        asks = text_task(source, "asks")
         if asks and len(record["questions"]) != 1:
             raise ValueError(f"questions: found {len(record['questions'])}, expected one, the caption")
         if asks and not record["questions"][0].get("answers"):

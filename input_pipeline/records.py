@@ -19,7 +19,7 @@ from input_pipeline.annotations import load_json
 from input_pipeline.masks import decode_mask, encode_mask
 from input_pipeline.pipeline import usable_record
 from input_pipeline.prompts import Phrase, names_of
-from input_pipeline.schema import TASKS
+from input_pipeline.schema import TASKS, text_task
 
 CARD, SIZES, SPLIT, DATASET = "dataset.json", "sizes.npy", "records", "glipv2"
 LAYOUT = 1                           # of what a record holds; another number is refused
@@ -119,7 +119,7 @@ def description(source) -> dict:
             "prompts": [[name] if isinstance(name, str) else [name.name, name.prefix, name.suffix]
                         for name in names_of(source)],
             "replace_empty": bool(getattr(source, "replace_empty", False))} | {
-                key: getattr(source, key, default) for key, default in TASKS.items() if getattr(source, key, default) != default}
+                key: text_task(source, key) for key, default in TASKS.items() if text_task(source, key) != default}
 
 
 def describe(source, told: dict):

@@ -53,6 +53,12 @@ NO_CLASS = -1
 # Attributes of a source about its texts, and what they are unless stated.
 TASKS = {"asks": False, "writes": False, "names_boxes": True}
 
+
+def text_task(source, name):
+    """What a source states under a key of `TASKS`; the default where it states nothing."""
+    return getattr(source, name, TASKS[name])
+
+
 # Values of `mlm_eligible`.
 MLM_NEVER, MLM_UNSCORED, MLM_SCORED = -1, 0, 1
 

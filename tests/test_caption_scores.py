@@ -61,6 +61,16 @@ def test_the_best_and_the_worst_caption():
     assert caption_scores({1: ["a cat"]}, {1: "a cat"})["CIDEr"] == 0     # of one image nothing is characteristic
 
 
+def test_words_that_no_vocabulary_knows_are_compared_as_they_are():
+    truth = {1: ["\u16a0\u16a2\u16a6 \u16a8\u16b1"], 2: ["a cat on a mat"]}
+    same = caption_scores(truth, {1: "\u16a0\u16a2\u16a6 \u16a8\u16b1", 2: "a dog"})["per_image"]
+    assert same[1]["ROUGE_L"] == pytest.approx(1) and same[1]["CIDEr"] == pytest.approx(5)         # of two words two orders of four
+    other = caption_scores(truth, {1: "a dog", 2: "\u16a0\u16a2\u16a6 \u16a8\u16b1"})
+    assert other["CIDEr"] == other["ROUGE_L"] == 0 and 0 <= other["Bleu_4"] < 1e-6
+    marks = caption_scores({1: ["\u2603"], 2: ["..."]}, {1: "\u2603", 2: "..."})                # a reference without a word
+    assert marks["per_image"][1]["CIDEr"] > 0 and marks["per_image"][2] == {"CIDEr": 0, "ROUGE_L": 0}
+
+
 @pytest.mark.parametrize("truth, found, message", [
     ({1: ["a"], 2: ["b"]}, {1: "a"}, "1 images without a caption, among them 2"),
     ({1: ["a"]}, {1: "a", 5: "b"}, "1 images that have no references, among them 5"),

@@ -7,6 +7,7 @@ from PIL import Image
 
 from input_pipeline import odvg
 from input_pipeline.line_file import LineFile
+from input_pipeline.masks import encode_mask
 from input_pipeline.registry import make_source
 from input_pipeline.scenes import Scenes
 from input_pipeline.schema import NO_CLASS
@@ -62,15 +63,68 @@ def test_detection_with_and_without_a_label_map(file, tmp_path):
     assert read(path, label_map="map.json").class_names == ("tabby", "hound", "bird")
 
 
+def shapes(count):
+    """bool [count, 30, 40], no two alike."""
+    return np.random.default_rng(0).random((count, 30, 40)) > 0.5
+
+
+def test_masks_come_as_run_lengths_polygons_and_boxes(file):
+    first, second = shapes(2)
+    path = file(
+        grounding({"bbox": [1, 2, 11, 12], "phrase": "a cat", "score": 0.9, "segmentation": encode_mask(first)},
+                  {"bbox": [[0, 0, 40, 30], [5, 5, 7, 8]], "phrase": "cat", "segmentation": [encode_mask(second), None]},
+                  {"bbox": [[0, 0, 4, 3], [5, 5, 7, 8]], "phrase": "cat"},
+                  {"bbox": [3, 3, 9, 9], "phrase": "cat", "score": 0.1, "segmentation": [[3, 3, 9, 3, 9, 9, 3, 9]]}),
+        grounding({"bbox": [1, 2, 11, 12], "phrase": "a cat"}), grounding())
+    source = read(path, with_masks=True)
+    masks = source[0]["masks"]
+    assert masks.dtype == bool and masks.shape == (6, 30, 40)
+    np.testing.assert_array_equal(masks[:2], [first, second])
+    assert masks[2:].sum((1, 2)).tolist() == [6, 12, 6, 36] and masks[5, 3:9, 3:9].all()
+    assert "masks" not in source[1] and "masks" not in source[2] and "masks" not in read(path)[0]
+    np.testing.assert_array_equal(read(path, with_masks=True, min_score=0.5)[0]["masks"], masks[:5])
+    path = file(detection({"bbox": [1, 2, 11, 12], "label": 0, "category": "cat", "segmentation": encode_mask(first)},
+                          {"bbox": [50, 2, 61, 12], "label": 0, "category": "cat", "segmentation": encode_mask(second)},
+                          {"bbox": [5, 5, 7, 8], "label": 0, "category": "cat"}))
+    record = read(path, with_masks=True, bad_boxes="repair")[0]
+    assert record["boxes"].tolist() == [[1, 2, 10, 11], [5, 5, 6, 7]] and record["masks"][1].sum() == 6
+    np.testing.assert_array_equal(record["masks"][0], first)
+
+
+@pytest.mark.parametrize("segmentation, message", [
+    ({"size": [40, 30], "counts": [1200]}, r"found size \[40, 30\], expected \[30, 40\] \(height, width\)"),
+    ({"size": 30, "counts": [1200]}, r"found size 30, expected \[30, 40\]"),
+    ({"size": [30, 40], "counts": "0"}, "found runs of 0 pixels in all, expected 1200"),
+    ({"size": [30, 40], "counts": [1300, -100]}, r"found counts \[1300, -100\], expected run lengths"),
+    ({"size": [30, 40], "counts": 1200}, "found counts 1200, expected run lengths"),
+    ({"size": [30, 40]}, r"found \{'size': \[30, 40\]\}, expected polygons .* or run lengths"),
+    ("mask.png", "found 'mask.png', expected polygons .* or run lengths"), ([1, 2, 3, 4], r"found \[1, 2, 3, 4\], expected polygons"),
+])
+def test_bad_masks_are_named(file, segmentation, message):
+    good = {"bbox": [1, 2, 11, 12], "phrase": "a cat", "segmentation": encode_mask(shapes(1)[0])}
+    path = file(grounding(), grounding(good, {"bbox": [1, 2, 11, 12], "phrase": "a cat", "segmentation": segmentation}))
+    assert len(read(path)[1]["boxes"]) == 2
+    with pytest.raises(ValueError, match=r"data\.jsonl, line 2, box 1: cannot read its segmentation: " + message):
+        read(path, with_masks=True)[1]
+
+
+@pytest.mark.parametrize("segmentation", [encode_mask(shapes(1)[0]), [None], [[1, 2, 3, 4, 5, 6]]])
+def test_several_boxes_of_a_region_need_several_masks(file, segmentation):
+    path = file(grounding({"bbox": [[1, 2, 11, 12], [3, 4, 5, 6]], "phrase": "a cat", "segmentation": segmentation}))
+    with pytest.raises(ValueError, match="line 1: found 2 boxes of a region and the segmentation .* expected a list with one for each"):
+        read(path, with_masks=True)[0]
+
+
 @pytest.mark.parametrize("task", ["detection", "caption"])
 def test_a_source_comes_back(task, tmp_path):
     scenes = Scenes(seed=5, num_examples=4, split="train", task=task, canvas=(64, 96), max_objects=4)
     for index in range(4):
         Image.fromarray(scenes[index]["image"]).save(tmp_path / f"{index}.png")
     assert odvg.write(scenes, tmp_path / "scenes.jsonl", lambda index: f"{index}.png") == 4
-    found = read(tmp_path / "scenes.jsonl")
+    found = read(tmp_path / "scenes.jsonl", with_masks=True)
     for index in range(4):
         before, after = scenes[index], found[index]
+        np.testing.assert_array_equal(after["masks"], before["masks"])
         np.testing.assert_array_equal(after["image"](), before["image"])
         np.testing.assert_allclose(after["boxes"], before["boxes"], atol=0.01)
         assert after["image_id"] == before["image_id"]

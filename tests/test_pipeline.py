@@ -10,6 +10,7 @@ import pytest
 
 from input_pipeline import BadRecords, eval_batches, prompts, train_batches
 from input_pipeline.answers import AnswerList
+from input_pipeline.captions import without_boxes
 from input_pipeline.pipeline import train_reader
 from input_pipeline.registry import make_source
 from input_pipeline.schema import MLM_NEVER, MLM_SCORED, NO_CLASS, batch_spec
@@ -284,6 +285,33 @@ def test_answers_follow_a_mirrored_image(train):
         for row in range(4):
             found.setdefault(bool(batch["boxes"][row, 0, 0] > 30), set()).add(tuple(batch["answer_scores"][row].tolist()))
     assert found == {False: {(1.0, 0.0)}, True: {(0.0, 1.0)}}
+
+
+def test_a_question_about_an_image_without_boxes_is_an_example_beside_masks(train):
+    class Asked(Captions):
+        asks, names_boxes = True, False
+
+        def __getitem__(self, index):
+            asked = {"question": "is it?", "answer": "yes", "answers": ["yes"]}
+            return super().__getitem__(index) | without_boxes("is it?") | {"questions": [asked], "masks": np.zeros((0, 40, 60), bool)}
+    batch = take(train([Asked(), Detection()], mask_size=4, answers=AnswerList(("yes", "no")), batch_size=16), 1)[0]
+    asked = batch["source"] == 0
+    assert asked.any() and not asked.all() and (batch["is_question"] == asked).all() and (batch["is_grounded"] == ~asked).all()
+    assert not batch["box_mask"][asked].any() and not batch["masks"][asked].any() and batch["token_mask"][asked].any(axis=1).all()
+    assert batch["masks"][~asked].any() and (batch["answer_scores"][asked, 0] > 0).all() and not batch["answer_scores"][~asked].any()
+
+
+def test_words_that_the_vocabulary_does_not_have_are_words(train, tokenizer):
+    class Runes(Captions):
+        writes = True
+
+        def __getitem__(self, index):
+            return super().__getitem__(index) | {"caption": "\u16a0\u16a2\u16a6 \u16a8\u16b1", "spans": [[(0, 3)], [(4, 6)], [(4, 6)]]}
+    for writes in (False, True):
+        batch = take(train([Runes()], augment="resize(48, 96)", writes=writes), 1)[0]
+        assert (batch["token_ids"][:, :4] == [tokenizer.cls_id, tokenizer.unk_id, tokenizer.unk_id, tokenizer.sep_id]).all()
+        assert [np.flatnonzero(row).tolist() for row in batch["positive_map"][0]] == [[1], [2], []]     # the second box has one pixel
+        assert (batch["mlm_eligible"] == MLM_SCORED).sum(axis=1).tolist() == [0 if writes else 2] * 4
 
 
 def test_cut_boxes_masks_and_words_agree(train):

@@ -22,9 +22,11 @@ from glipv2_jax.models.glipv2 import GLIPv2, init_params
 from glipv2_jax.predict import Detector
 from glipv2_jax.pseudo_labels import command, labels
 from glipv2_jax.train_state import TrainState
-from input_pipeline import image_ops
-from input_pipeline.registry import make_source
+from input_pipeline import image_ops, train_batches
+from input_pipeline.registry import make_source, train_options
+from input_pipeline.tokenizer import Tokenizer
 from tests.conftest import REPOSITORY
+from tests.test_models import MASK_HEAD
 from tests.test_prepare import assert_equal
 from tests.test_train import small_config
 
@@ -45,10 +47,10 @@ def compiled_once(tmp_path_factory):
         jax.config.update(name, value)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def write_checkpoint(workdir, **overrides):
     """Fresh weights, moved a little, so that scores differ between words and places."""
-    workdir, config = tmp_path_factory.mktemp("weights"), small_config()
+    config = small_config()
+    config.model.overrides = config.model.overrides.to_dict() | overrides
     config.data.max_boxes = 8
     config.eval.canvases, config.eval.max_size = ((64, 96), (96, 64)), 96
     config.eval.records_per_part = 2
@@ -65,11 +67,16 @@ def checkpoint(tmp_path_factory):
     return workdir
 
 
-def write_pairs(folder, captions=CAPTIONS):
-    """A file of pairs; images wide and high in turn."""
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("weights"))
+
+
+def write_pairs(folder, captions=CAPTIONS, sizes=((40, 30), (30, 40))):
+    """A file of pairs; images high and wide in turn."""
     rng = np.random.default_rng(0)
     for n in range(len(captions)):
-        size = (30, 40) if n % 2 else (40, 30)
+        size = sizes[n % len(sizes)]
         Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(folder / f"{n}.png")
     path = folder / "pairs.jsonl"
     path.write_text("".join(json.dumps({"image": f"{n}.png", "caption": caption, "image_id": 100 + n}) + "\n"
@@ -127,6 +134,41 @@ def test_boxes_are_those_of_the_detector(checkpoint, tmp_path):
     assert seen > 10
 
 
+def test_a_mask_head_gives_every_box_its_mask(tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "weights", mask_head=MASK_HEAD)
+    spec = write_pairs(tmp_path, (CAPTIONS[0], CAPTIONS[2]), ((96, 64),))            # their size on the canvas
+    out = tmp_path / "out"
+    done, _ = run(spec, checkpoint, out, shards=2)
+    card = json.loads((out / command.CARD).read_text())
+    assert card["masks"] == card["boxes"] == sum(len(line["grounding"]["regions"]) for line in done) > 5
+    odvg = {"kind": "odvg", "jsonl_path": str(out / labels.LABELS), "image_folder": str(tmp_path), "with_masks": True}
+    read, stored = make_source(odvg), make_source({"kind": "records", "folder": str(out / command.RECORDS)})
+    assert stored.card["masks"] == card["masks"]
+    detector, pixels, other = Detector.from_pretrained(checkpoint), 0, 0
+    for index, line in enumerate(done):
+        record, regions = read[index], line["grounding"]["regions"]
+        assert_equal(stored[index], record)
+        assert record["masks"].shape == (len(regions), line["height"], line["width"])
+        found = detector.ground(tmp_path / line["filename"], line["grounding"]["caption"], threshold=THRESHOLD)
+        for mask, region in zip(record["masks"], regions):
+            (same,) = (k for k in range(len(found)) if [list(span) for span in found.spans[found.labels[k]]] == region["tokens_positive"]
+                       and np.abs(found.boxes[k] + [0, 0, 1, 1] - region["bbox"]).max() < 0.05)
+            pixels, other = pixels + mask.sum(), other + (found.masks[same] != mask).sum()
+    assert pixels > 100 and other < 0.02 * pixels
+    # As those of COCO files they are, in a batch, what lies inside each box.
+    config = small_config()
+    config.data.mask_size, config.data.max_boxes, config.data.augment = 8, 40, "resize(64, 96)"
+    config.data.canvases = ((96, 64),)
+    batch = next(train_batches(**train_options(config, [odvg], [read], Tokenizer()), start_step=0, process_index=0, process_count=1))
+    for row, image_id in enumerate(batch["example_id"].tolist()):
+        record = next(record for record in map(read.__getitem__, range(len(read))) if record["image_id"] == image_id)
+        masks = batch["masks"][row, batch["box_mask"][row]]
+        np.testing.assert_array_equal(masks, image_ops.crop_masks(record["masks"], record["boxes"], 8))
+    run(spec, checkpoint, tmp_path / "boxes", settings={"masks": False}, shards=0)
+    for line in lines(tmp_path / "boxes" / labels.LABELS):
+        assert not any("segmentation" in region for region in line["grounding"]["regions"])
+
+
 def test_training_reads_the_lines_and_the_records(checkpoint, tmp_path):
     done, _ = run(write_pairs(tmp_path), checkpoint, tmp_path / "out", shards=3)
     out = tmp_path / "out"
@@ -134,6 +176,7 @@ def test_training_reads_the_lines_and_the_records(checkpoint, tmp_path):
     stored = make_source({"kind": "records", "folder": str(out / command.RECORDS)})
     assert len(read) == len(stored) == len(done) and read.replace_empty and stored.replace_empty
     for index, line in enumerate(done):
+        assert "masks" not in stored[index] and not any("segmentation" in region for region in line["grounding"]["regions"])
         assert_equal(stored[index], read[index])
         assert stored.image_bytes(index) == (tmp_path / line["filename"]).read_bytes()
         assert stored.image_size(index) == (line["height"], line["width"])

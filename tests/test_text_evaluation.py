@@ -143,6 +143,21 @@ def test_texts_and_heads_have_to_fit_before_anything_is_compiled(tmp_path):
         train.train_and_evaluate(config, tmp_path / "c")
 
 
+def test_a_list_of_one_answer_is_trained_scored_and_given(tmp_path):
+    config = talking_config()
+    config.model.overrides = config.model.overrides.to_dict() | {"num_answers": 1, "mlm_head": False, "contrastive_dim": 0}
+    config.data.train, config.data.eval = config.data.train[:1], config.data.eval[:1]
+    config.loss.caption_words, config.train.num_steps, config.train.ema_decay = 0, 1, 0.0
+    scores = train.train_and_evaluate(config, tmp_path)
+    (name,) = (tmp_path / "answers.txt").read_text().split()
+    rows = json.loads((tmp_path / "answers.json").read_text())
+    assert len(rows) == 5 and {row["answer"] for row in rows} == {name} and 0 <= scores["questions/accuracy"] <= 1
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["count_answer"] == 2 and np.isfinite(line["loss_answer"]) and line["applied"]
+    said = Detector.from_pretrained(tmp_path).answer(np.zeros((64, 64, 3), np.uint8), "is there a star?")
+    assert said.answers == (name,) and 0 < said.probabilities[0] < 1
+
+
 def test_true_words_score_fully_and_above_the_baseline(data, tmp_path, capsys):
     for benchmark, name, score in (("vqav2", "answers", "accuracy"), ("coco_caption", "captions", "CIDEr")):
         (spec,) = find_sources(benchmark, data)

@@ -6,6 +6,7 @@ import json
 import pytest
 from PIL import Image
 
+from input_pipeline.annotations import collecting
 from input_pipeline.registry import make_source
 from tests.conftest import REPOSITORY
 
@@ -153,3 +154,28 @@ def test_vqa(tmp_path):
     assert make_source(spec, str(tmp_path))[0]["questions"][0]["answers"] == []       # a test split has no answers
     with pytest.raises(ValueError, match=r"questions\[0\]: found no annotation of question 42000"):
         read([annotation | {"question_id": 1}])
+    for question in ("", " \t"):
+        (tmp_path / "q.json").write_text(json.dumps({"questions": [{"image_id": 42, "question": question, "question_id": 1}]}))
+        with pytest.raises(ValueError, match=r"questions\[0\]: found an empty question"):
+            make_source(spec, str(tmp_path))
+
+
+def test_missing_images_of_texts_are_named_when_the_file_is_opened(tmp_path):
+    Image.new("RGB", (8, 6)).save(tmp_path / "2.png")
+    (tmp_path / "c.json").write_text(json.dumps({
+        "images": [{"id": n, "file_name": f"{n}.png"} for n in range(4)],
+        "annotations": [{"image_id": n, "caption": "a"} for n in (2, 3, 1, 3)]}))               # of image 0 nothing is said
+    (tmp_path / "q.json").write_text(json.dumps({"questions": [
+        {"image_id": n, "question": "is it?", "question_id": 10 + n} for n in (1, 2, 3)]}))
+    for spec in ({"kind": "coco_captions", "json_path": "c.json", "image_folder": "."},
+                 {"kind": "vqa", "json_path": "q.json", "image_folder": ".", "file_pattern": "{id}.png"}):
+        with pytest.raises(ValueError, match=r"(?s)problems: 2\n.*image 3: no file .*3\.png") as found:
+            make_source(spec, str(tmp_path))
+        assert "image 1: no file" in str(found.value)
+        with collecting() as problems:
+            source = make_source(spec, str(tmp_path))
+        assert len(problems) == 2 and len(source) == 1 and source[0]["image"]().shape == (6, 8, 3)
+        with pytest.raises(ValueError, match="problems: 3"):
+            make_source(spec | {"image_folder": "nowhere"}, str(tmp_path))
+    with pytest.raises(ValueError, match=r"file_pattern: found '\{number\}.png', expected a name with \{id\}"):
+        make_source(spec | {"file_pattern": "{number}.png"}, str(tmp_path))

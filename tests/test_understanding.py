@@ -1,11 +1,11 @@
 """Questions and captions: what a text that is being written may know, decoding with caches, the losses, and `Detector`."""
-import copy
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from glipv2_jax.losses.answers import answer_loss
 from glipv2_jax.losses.captions import next_words
@@ -15,7 +15,7 @@ from glipv2_jax.models.glipv2 import GLIPv2, init_params
 from glipv2_jax.predict import Detector
 from glipv2_jax.train_step import Objective, compute_losses
 from input_pipeline.answers import AnswerList
-from tests.test_models import TINY, tiny_batch
+from tests.test_models import MASK_HEAD, TINY, tiny_batch
 
 ANSWERS = AnswerList(["yes", "no", "2", "red", "a red star"])
 OVERRIDES = TINY | {"num_blocks": 2, "num_answers": len(ANSWERS)}
@@ -23,14 +23,14 @@ POSITIONS = np.tile(np.arange(12, dtype=np.int32), (4, 1))
 CAUSAL = np.array([True, False, True, True])
 
 
-def model_of(kind):
+def model_of(kind, **overrides):
     """(model, parameters far from their start, batch): a fusion layer that hands on what it must not shows in the second."""
     text = TINY["text_encoder"] | {"kind": kind}
-    model = GLIPv2(model_config("glipv2_t" if kind == "bert" else "glipv2_b", OVERRIDES | {"text_encoder": text}))
+    model = GLIPv2(model_config("glipv2_t" if kind == "bert" else "glipv2_b", OVERRIDES | {"text_encoder": text} | overrides))
     params = jax.jit(functools.partial(init_params, model))(jax.random.key(0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(x.dtype), params)
-    return model, params, tiny_batch()
+    return model, params, tiny_batch(mask_size=8)
 
 
 @pytest.fixture(scope="module", params=["bert", "clip"])
@@ -76,8 +76,8 @@ def test_decoding_with_caches_equals_the_whole_forward_pass(case):
 @pytest.fixture(scope="module")
 def training():
     """(batch, function of it → ((loss, metrics), gradients))."""
-    model, params, batch = model_of("bert")
-    objective = Objective(mask_id=4, vocab_size=64, mlm_positions=4, caption_words=8, answers=True, contrastive_regions=12)
+    model, params, batch = model_of("bert", mask_head=MASK_HEAD)
+    objective = Objective(mask_id=4, vocab_size=64, mlm_positions=4, caption_words=8, answers=True, contrastive_regions=12, mask_boxes=5)
     return understood(batch), jax.jit(lambda batch: jax.value_and_grad(
         lambda p: compute_losses(model, objective, p, batch, jax.random.key(1)), has_aux=True)(params))
 
@@ -122,6 +122,23 @@ def test_losses_without_captions_and_questions_are_finite(training):
     assert np.isfinite(loss) and all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
     assert metrics["loss_caption"] == metrics["loss_answer"] == metrics["loss_box"] == metrics["loss_alignment"] == 0
     assert metrics["loss_mlm"] > 0
+
+
+def test_images_without_boxes_train_words_and_answers_alone(training):
+    """A question about such an image is worth what it is worth beside boxes; with none in the whole batch no mask is learned."""
+    batch, losses = training
+    (_, before), _ = losses(batch)
+    bare = batch | {key: batch[key].copy() for key in ("boxes", "box_mask", "positive_map", "masks")}
+    for rows in ([2], [0, 1, 2, 3]):
+        for key in ("boxes", "box_mask", "positive_map", "masks"):
+            bare[key][rows] = 0
+        (loss, metrics), grads = losses(bare)
+        assert np.isfinite(loss) and all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+        for name in ("answer", "caption", "mlm"):
+            assert metrics[f"loss_{name}"] == before[f"loss_{name}"] > 0
+        assert (metrics["loss_mask"] > 0) == (metrics["loss_box"] > 0) == (rows == [2])
+        assert any(np.any(x) for x in jax.tree.leaves(grads["mask_head"])) == (rows == [2])
+        assert any(np.any(x) for x in jax.tree.leaves(grads["answers"]))
 
 
 def test_next_words_and_answers_by_hand():
@@ -178,6 +195,24 @@ def test_questions_without_words(talker, question, message):
         talker.answer(PICTURE, question)
 
 
+def test_a_caption_of_unknown_words_is_read_as_such(talker):
+    found = talker.ground(PICTURE, "\u16a0\u16a2\u16a6 \u16a8\u16b1", threshold=0.0)
+    same = talker.ground(PICTURE, "\u16a0\u16a2 \u16a8\u16b1", threshold=0.0)                     # other words, as unknown
+    assert len(found) and found.names == ("\u16a0\u16a2\u16a6 \u16a8\u16b1",) and np.isfinite(found.scores).all()
+    np.testing.assert_array_equal(found.boxes, same.boxes)
+    none = talker.ground(PICTURE, "\u2603 \u2604", threshold=0.0)
+    assert len(none) == 0 and none.names == ()
+
+
+def test_a_blank_picture_and_an_empty_file(talker, tmp_path):
+    Image.new("RGB", (80, 50), "white").save(tmp_path / "blank.png")
+    found = talker.describe(tmp_path / "blank.png", beams=2, max_words=6)
+    assert isinstance(found.caption, str) and found.image.min() == 255 and np.isfinite(found.scores).all()
+    (tmp_path / "empty.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"empty\.png: cannot read the image"):
+        talker.describe(tmp_path / "empty.png", beams=2, max_words=6)
+
+
 def test_caption_and_its_boxes(talker):
     found = talker.describe(PICTURE, beams=2, max_words=6, threshold=0.0)
     special = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
@@ -212,15 +247,3 @@ def test_models_without_heads_and_wrong_numbers_say_so(detector, talker):
     silent = GLIPv2(model_config("glip_t", TINY))
     with pytest.raises(ValueError, match="writes no captions"):
         Detector(silent, {}, talker.tokenizer, talker.settings, 16).describe(PICTURE)
-
-
-def test_a_list_of_one_answer(talker, monkeypatch):
-    one, answer = copy.copy(talker), talker._predictor.answer
-
-    def first(*args):
-        probabilities, raw = answer(*args)
-        return probabilities[:, :1], raw
-    one.answers = AnswerList(["yes"])
-    monkeypatch.setattr(talker._predictor, "answer", first)
-    found = one.answer(PICTURE, "is it a star?")
-    assert found.answers == ("yes",) and 0 < found.probabilities[0] < 1

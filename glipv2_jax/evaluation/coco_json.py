@@ -69,7 +69,7 @@ def detection_rows(image_id, boxes, scores, labels, *, category_ids, scale=(1.0,
             "score": float(scores[k]),
         }
         if masks is not None:
-            row["segmentation"] = masks[k] if isinstance(masks[k], dict) else encode_mask(masks[k])
+            row["segmentation"] = encode_mask(masks[k])
         rows.append(row)
     return rows
 

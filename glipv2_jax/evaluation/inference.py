@@ -5,15 +5,13 @@ import functools
 import jax
 import numpy as np
 
-from glipv2_jax import sharding
 from glipv2_jax.detection.masks import PastedMasks
 from glipv2_jax.evaluation import augmented_views
 from glipv2_jax.evaluation.parts import Found, Parts
-from glipv2_jax.metrics import Progress
+from glipv2_jax.evaluation.sweep import batches, sweep
 from glipv2_jax.predict import PAD_MULTIPLE, averaged
-from input_pipeline import eval_batches, prompts
+from input_pipeline import prompts
 from input_pipeline.masks import encode_mask
-from input_pipeline.pipeline import eval_plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +47,7 @@ def detect(predictor, mesh, config, source, tokenizer, folder, title, key, class
       predictor: Predictor with its parameters. mesh: its mesh. config: the run's config.
       source: of class names, or of captions whose phrases are asked for.
       folder: for the parts. title: of the progress bar.
-      key: JSON-able dict that names the weights; settings and data are added here.
+      key: JSON-able dict that names the weights; what is asked, settings and data are added here.
       classes: what `class_prompts` gives, for a source of class names.
       masks: whether masks are asked for, where the model has a mask head.
       chosen: function of a Found: what of it is stored; None: all.
@@ -64,45 +62,30 @@ def detect(predictor, mesh, config, source, tokenizer, folder, title, key, class
                          "beside them: boxes are merged, masks cannot be")
     chunks = _encoded(predictor, classes, config.data.max_tokens)
     views = [augmented_views.View(*view) for view in e.views]
-    parts = Parts(folder, key | {
-        "source": source.name, "records": len(source), "settings": e.to_dict(), "max_tokens": config.data.max_tokens,
-        "prompts": [chunk.captions for chunk in chunks], "masks": masks})
-    size = -(-e.records_per_part // e.batch_size) * e.batch_size
-    plan = eval_plan(source, [tuple(canvas) for canvas in e.canvases], e.short_side, e.max_size)
-    work = [(canvas, indices[i:i + size]) for canvas, indices in plan for i in range(0, len(indices), size)]
     prompt = classes[0][0] if classes else None
+    choose = chosen or (lambda found: found)
 
     def run(canvas, indices, view):
         """Yields for each batch a list of (Found, its (height, width) on the canvas, that of the file), as the records."""
-        short_side, max_size = (view.short_side, view.max_size) if view else (e.short_side, e.max_size)
-        batches = eval_batches(
-            source, batch_size=e.batch_size, canvases=[_scaled(canvas, e.short_side, view) if view else canvas],
-            short_side=short_side, max_size=max_size, max_tokens=config.data.max_tokens, max_boxes=config.data.max_boxes,
-            tokenizer=tokenizer, prompt=prompt, process_index=jax.process_index(), process_count=jax.process_count(),
-            indices=indices, mirrored=bool(view and view.mirrored), parallel_reads=config.data.parallel_reads, on_bad=on_bad)
-        for batch in batches:
-            yield list(_batch(predictor, sharding.global_batch(batch, mesh), chunks,
-                              predictor.candidates if view else functools.partial(predictor.decode, masks=masks)))
+        options = {"prompt": prompt, "on_bad": on_bad}
+        if view:
+            canvas = _scaled(canvas, e.short_side, view)
+            options |= {"short_side": view.short_side, "max_size": view.max_size, "mirrored": view.mirrored}
+        for batch in batches(mesh, config, source, tokenizer, canvas, indices, **options):
+            # What is not stored needs no mask. Of views only what they give together can be chosen from.
+            yield list(_batch(predictor, batch, chunks, predictor.candidates, lambda found: found) if view else
+                       _batch(predictor, batch, chunks, functools.partial(predictor.decode, masks=masks), choose))
 
-    passes = max(len(views), 1)
-    with Progress(title, total=len(source) * passes, unit="views" if views else "images",
-                  done=sum(len(indices) for _, indices in work[:parts.finished]) * passes) as progress:
-        for canvas, indices in work[parts.finished:]:
-            seen = {}
-            for view in views or [None]:
-                for batch in run(canvas, indices, view):
-                    for found, *sizes in batch:
-                        seen.setdefault(found.record, []).append((view, found, *sizes))
-                    progress.advance(len(batch))
-            found = [_merged(of_record, e) if views else of_record[0][1] for of_record in seen.values()]
-            if chosen is not None:
-                found = [chosen(one) for one in found]
-            if jax.process_index() == 0:
-                # From the source and not the device, whose whole numbers have 32 bits; ids of data sets may have more.
-                found = [dataclasses.replace(one, image_id=int(source[one.record]["image_id"])) for one in found]
-            parts.add(found)
-            progress.update(sum(len(indices) for _, indices in work[:parts.finished]) * passes)    # bad ones, too
-    return parts
+    def look(canvas, indices, advance):
+        seen = {}
+        for view in views or [None]:
+            for batch in run(canvas, indices, view):
+                for found, *sizes in batch:
+                    seen.setdefault(found.record, []).append((view, found, *sizes))
+                advance(len(batch))
+        return [choose(_merged(of_record, e)) if views else of_record[0][1] for of_record in seen.values()]
+    key = key | {"prompts": [chunk.captions for chunk in chunks], "masks": masks}
+    return sweep(Parts, folder, key, config, source, title, look, passes=max(len(views), 1), unit="views" if views else "images")
 
 
 def _encoded(predictor, classes, max_tokens):
@@ -121,8 +104,8 @@ def _encoded(predictor, classes, max_tokens):
     return chunks
 
 
-def _batch(predictor, batch, chunks, decode):
-    """Yields (Found, size on the canvas, size of the file) of a global batch's records."""
+def _batch(predictor, batch, chunks, decode, choose):
+    """Yields (Found with what is chosen of it, size on the canvas, size of the file) of a global batch's records."""
     levels = predictor.encode_image(batch)
     keys = ("record", "scale", "image_size", "original_size", *(() if chunks else ("phrase_tokens",)))
     about = predictor.gather({key: batch[key] for key in keys})
@@ -145,8 +128,11 @@ def _batch(predictor, batch, chunks, decode):
                     *(np.concatenate([part[key] for part in kept]) for key in ("boxes", "scores", "labels")))
         if "masks" in results[0]:
             soft = np.concatenate([part["masks"] for part in kept])
+            one = dataclasses.replace(one, masks=PastedMasks(soft, one.original_boxes(), size))
+        one = choose(one)
+        if one.masks is not None:
             # As run lengths from here on, and by the process that writes them.
-            masks = PastedMasks(soft, one.original_boxes(), size) if jax.process_index() == 0 else ()
+            masks = one.masks if jax.process_index() == 0 else ()
             one = dataclasses.replace(one, masks=[encode_mask(mask) for mask in masks])
         yield one, tuple(about["image_size"][i].tolist()), size
 

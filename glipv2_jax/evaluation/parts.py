@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from glipv2_jax.detection.masks import PastedMasks
 from glipv2_jax.files import write_whole
 
 
@@ -18,7 +19,8 @@ class Found:
     record: index in the source. image_id: what result files call it.
     scale: (y, x): pixels of `boxes` = scale × pixels of the image.
     boxes: [K, 4] float32 `xyxy`. scores: [K] float32. labels: [K] int32, class of the source or phrase of the caption.
-    masks: K run lengths in COCO's form, in pixels of the image; None of a model without masks.
+    masks: K run lengths in COCO's form, in pixels of the image, or until they are stored `detection.masks.PastedMasks`; None of a
+      model without masks.
     """
     record: int
     image_id: int
@@ -26,7 +28,7 @@ class Found:
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
-    masks: list[dict] | None = None
+    masks: list[dict] | PastedMasks | None = None
 
     def original_boxes(self):
         """[K, 4] float64 `xyxy` in pixels of the image."""
@@ -35,7 +37,11 @@ class Found:
 
     def only(self, keep):
         """The same with some of its detections. keep: bool or int [K]."""
-        masks = None if self.masks is None else [self.masks[row] for row in np.arange(len(self.scores))[keep].tolist()]
+        masks = self.masks
+        if isinstance(masks, PastedMasks):
+            masks = masks[keep]
+        elif masks is not None:
+            masks = [masks[row] for row in np.arange(len(self.scores))[keep].tolist()]
         return dataclasses.replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep], masks=masks)
 
 

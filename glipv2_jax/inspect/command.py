@@ -13,7 +13,7 @@ from glipv2_jax import data_arguments
 from glipv2_jax.files import write_whole
 from glipv2_jax.inspect import leaks, records, sheet, summary
 from input_pipeline.annotations import collecting
-from input_pipeline.registry import KINDS, eval_specs, make_source, train_options, train_specs
+from input_pipeline.registry import eval_specs, make_source, train_options, train_specs
 from input_pipeline.tokenizer import Tokenizer
 
 _USAGE = """glipv2 inspect DATA [--images=FOLDER] …          a COCO, grounding, caption or ODVG file, a VOC folder, a .yaml of TSVs
@@ -23,21 +23,21 @@ _USAGE = """glipv2 inspect DATA [--images=FOLDER] …          a COCO, grounding
 
 def main(argv=None):
     """Entry point. Exits with 1 if anything is bad, and with a message for arguments that cannot work."""
-    args, config, options = _arguments(argv)
+    args, config, flags_of_reader = _arguments(argv)
     jax.config.update("jax_platforms", "cpu")                  # an accelerator beside this is left to others
     from glipv2_jax.main import set_up_logging
     set_up_logging()
     try:
-        found = run(args, config, options)
+        found = run(args, config, flags_of_reader)
     except (ValueError, OSError) as error:
         sys.exit(f"glipv2 inspect: {error}")
     if found:
         sys.exit(1)
 
 
-def run(args, config, options):
+def run(args, config, flags_of_reader):
     """Number of problems. Raises: ValueError for descriptions of data that cannot be understood."""
-    specs, evaluated = _specs(args, config, options)
+    specs, evaluated = _specs(args, config, flags_of_reader)
     tokenizer = Tokenizer(config.data.vocabulary or None)
     settings = {"max_tokens": config.data.max_tokens, "limit": args.limit, "hashed": args.hash, "threads": args.threads,
                 "num_negatives": None if config.data.num_negatives < 0 else config.data.num_negatives}
@@ -88,19 +88,15 @@ def _opened(spec, root):
     return source, records.Findings(name or source.name, source.class_names, problems)
 
 
-def _specs(args, config, options):
+def _specs(args, config, flags_of_reader):
     """Descriptions of the sources to inspect: those to train on, and those of a config's evaluation."""
     if args.config:
         specs = train_specs(config.data)
         evaluated = eval_specs(config.data) if config.data.eval_json or not config.data.train_json else []
         return specs, evaluated
-    if args.format:
-        if args.format not in KINDS:
-            raise ValueError(f"--format: found {args.format!r}, expected one of {', '.join(KINDS)}")
-        return [{"kind": args.format, **options}], []
-    if args.data.endswith(".py") or ".py:" in args.data:
+    if args.data and (args.data.endswith(".py") or ".py:" in args.data):
         raise ValueError(f"{args.data}: a config is given as --config={args.data}")
-    return [data_arguments.spec_of(args.data, args.images) | options], []
+    return [data_arguments.spec_of_options(args.data, args, flags_of_reader)], []
 
 
 def _against(args, config):
@@ -112,14 +108,13 @@ def _against(args, config):
 
 
 def _arguments(argv):
-    """(arguments, config, options of the reader). Exits for unknown ones."""
+    """(arguments, config, flags of the reader). Exits for unknown ones."""
     parser = argparse.ArgumentParser("glipv2 inspect", usage=_USAGE, allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter,
                                      description=__doc__.split(": ", 1)[1],
                                      epilog="--config.data.x=… replaces a setting of a config, or of the defaults.")
     parser.add_argument("data", nargs="?", metavar="DATA", help="file or folder; its content says what it is")
-    parser.add_argument("--images", help="folder of the images of DATA")
-    parser.add_argument("--format", help=f"reader: {', '.join(KINDS)}; its options follow as --option=value")
+    data_arguments.add_options(parser)
     parser.add_argument("--config", help="config file")
     parser.add_argument("--against", metavar="DATA", help="data, or a config, that must not hold the same images")
     parser.add_argument("--against_images", metavar="FOLDER", help="folder of its images; else --images")
@@ -128,11 +123,7 @@ def _arguments(argv):
     parser.add_argument("--samples", type=int, default=24, help="samples on the page")
     parser.add_argument("--threads", type=int, help="that read; default: a few more than processors")
     parser.add_argument("--output", default="inspected", help="folder of report.json and sheet.html")
-    argv = sys.argv[1:] if argv is None else argv
-    # argparse would take a flag that it does not know for a file if there is a space in its value.
-    own = {f"--{name}" for name in vars(parser.parse_args([]))} | {"--help"}
-    rest = [flag for flag in argv if flag.startswith("--") and flag.partition("=")[0] not in own]
-    args = parser.parse_args([flag for flag in argv if flag not in rest])
+    args, rest = data_arguments.split_options(parser, sys.argv[1:] if argv is None else argv)
     fields = [flag for flag in rest if flag.startswith("--config.")]
     rest = [flag for flag in rest if flag not in fields]
     if sum(given is not None for given in (args.data, args.format, args.config)) != 1:
@@ -142,13 +133,10 @@ def _arguments(argv):
     if rest and args.config:
         parser.error(f"unknown arguments {' '.join(rest)}")
     try:
-        options = dict(data_arguments.option(flag) for flag in rest)
         config = _config([f"--config={args.config or common.__file__}", *fields])
     except (ValueError, OSError, flags.Error, AttributeError, KeyError) as error:
         parser.error(str(error))
-    if args.format and args.images:
-        options.setdefault("image_folder", args.images)
-    return args, config, options
+    return args, config, rest
 
 
 def _config(arguments):

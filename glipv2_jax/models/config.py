@@ -108,6 +108,11 @@ class ModelConfig:
             if value % divisor:
                 raise ValueError(f"model.{name}: found {value}, expected a multiple of {divisor}")
 
+    @property
+    def can_write(self):
+        """Whether captions can be written: by the head of masked words, from words that see the image."""
+        return self.mlm_head and self.fusion
+
 
 _SWIN_T = ImageEncoderConfig()
 _SWIN_L = ImageEncoderConfig(192, (2, 2, 18, 2), (6, 12, 24, 48), window=12, drop_path=0.4, frozen_stages=2)

@@ -16,7 +16,7 @@ from glipv2_jax.files import write_whole
 from glipv2_jax.metrics import Progress
 from glipv2_jax.prepare.shards import SKIPPED, WORK, Shards
 from input_pipeline import records
-from input_pipeline.registry import KINDS, PATHS, make_source
+from input_pipeline.registry import PATHS, make_source
 
 _USAGE = """glipv2 prepare DATA [--images=FOLDER] --output=DIR --shards=N …       files and folders as in `glipv2 inspect`
        glipv2 prepare --format=KIND --OPTION=VALUE … --output=DIR --shards=N  any reader with its options
@@ -178,8 +178,7 @@ def _arguments(argv):
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter,
                                      description=__doc__.split(": ", 1)[1])
     parser.add_argument("data", nargs="?", metavar="DATA", help="file or folder; its content says what it is")
-    parser.add_argument("--images", help="folder of the images of DATA")
-    parser.add_argument("--format", help=f"reader: {', '.join(KINDS)}; its options follow as --option=value")
+    data_arguments.add_options(parser)
     parser.add_argument("--root", default="", help="what relative paths start from")
     parser.add_argument("--output", required=True, help="folder of the shards; the same folder goes on where it was stopped")
     parser.add_argument("--shards", type=int, default=1, help="files; some hundred megabytes each are handy")
@@ -189,10 +188,7 @@ def _arguments(argv):
     parser.add_argument("--max_bad", type=int, default=0, help="bad records to leave out before it stops")
     parser.add_argument("--licence", help="for the card; default: what the annotation file says")
     parser.add_argument("--verify", action="store_true", help="only compare a prepared folder with its card")
-    argv = sys.argv[1:] if argv is None else argv
-    own = {f"--{action.dest}" for action in parser._actions} | {"-h"}
-    rest = [flag for flag in argv if flag.startswith("--") and flag.partition("=")[0] not in own]
-    args = parser.parse_args([flag for flag in argv if flag not in rest])
+    args, rest = data_arguments.split_options(parser, sys.argv[1:] if argv is None else argv)
     if args.verify:
         return args, None
     if (args.data is None) == (args.format is None):
@@ -200,16 +196,9 @@ def _arguments(argv):
     if args.max_bad < 0 or (args.workers is not None and args.workers < 1):
         parser.error("--max_bad: expected 0 or more, --workers: 1 or more")
     try:
-        options = dict(data_arguments.option(flag) for flag in rest)
-        if args.format is None:
-            spec = data_arguments.spec_of(args.data, args.images) | options
-        elif args.format not in KINDS:
-            raise ValueError(f"--format: found {args.format!r}, expected one of {', '.join(KINDS)}")
-        else:
-            spec = {"kind": args.format} | ({"image_folder": args.images} if args.images else {}) | options
+        return args, data_arguments.spec_of_options(args.data, args, rest)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    return args, spec
 
 
 def _part(text):

@@ -1,4 +1,4 @@
-"""`glipv2 pseudo-label`: image-text pairs with the boxes that a model finds for the noun phrases of their texts."""
+"""`glipv2 pseudo-label`: image-text pairs with the boxes and masks that a model finds for the noun phrases of their texts."""
 import argparse
 import json
 import logging
@@ -14,7 +14,6 @@ from jax.experimental import multihost_utils
 from glipv2_jax import data_arguments, processes, sharding
 from glipv2_jax.files import locked, write_whole
 from input_pipeline import BadRecords
-from input_pipeline.registry import KINDS
 
 log = logging.getLogger("glipv2_jax")
 
@@ -60,9 +59,10 @@ def run(spec, checkpoint, output, *, root="", threshold=0.5, min_boxes=1, max_ba
       min_boxes: pairs with fewer boxes are left out; 0: none is.
       max_bad: pairs that each process may fail to read.
       shards: files of records; 0: none. workers: threads that write them; None: one per processor.
-      settings: fields of `config.eval` to replace. samples: pairs on the sheet.
-    Raises: ValueError for pairs that cannot be read, beyond `max_bad`, for a folder that holds other labels, and where no pair has
-      enough boxes; FileNotFoundError without a checkpoint.
+      settings: fields of `config.eval` to replace; masks=False writes none where the model has a mask head.
+      samples: pairs on the sheet.
+    Raises: ValueError for pairs that cannot be read, beyond `max_bad`, for a folder that holds other labels, for views beside
+      masks, and where no pair has enough boxes; FileNotFoundError without a checkpoint.
     """
     from glipv2_jax.build import abstract_params, build
     from glipv2_jax.checkpoint import load_params
@@ -143,7 +143,7 @@ def _label(predictor, mesh, config, source, tokenizer, output, max_bad, weights,
         raise ValueError(f"{source.name}: found no image that can be opened among {len(source)} pairs")
     parts = inference.detect(
         predictor, mesh, config, pairs, tokenizer, output / WORK / "parts", f"pseudo-label {source.name}",
-        {"weights": weights, "threshold": threshold}, masks=False, chosen=lambda found: found.only(found.scores >= threshold),
+        {"weights": weights, "threshold": threshold}, chosen=lambda found: found.only(found.scores >= threshold),
         on_bad=lambda index, error: bad.add(0, int(pairs.places[index]), error))
     if jax.process_index() == 0:
         labels.write(output, pairs, parts, threshold=threshold, min_boxes=min_boxes)
@@ -153,7 +153,7 @@ def _finish(output, source, labelled, key, seconds, samples):
     """The sheet and, last of all, the card, which says that all is there."""
     from glipv2_jax.pseudo_labels import labels, sheet
     summary = labels.Summary.of(output)
-    card = {"name": source.name, "pairs": len(source), "labelled": summary.labelled, "boxes": summary.boxes,
+    card = {"name": source.name, "pairs": len(source), "labelled": summary.labelled, "boxes": summary.boxes, "masks": summary.masks,
             "phrases": len(summary.phrases), "left_out": dict(summary.left_out), "threshold": key["threshold"],
             "min_boxes": key["min_boxes"], "weights": key["weights"], "seconds_of_the_last_run": round(seconds, 1),
             "mean_quality": round(float(summary.quality.mean()), 4), "scores": summary.scores.tolist(),
@@ -179,9 +179,8 @@ def _arguments(argv):
                                      epilog="--config.eval.x=… replaces a setting of the checkpoint.")
     parser.add_argument("--checkpoint", required=True, help="folder that training or glipv2 convert wrote")
     parser.add_argument("--pairs", metavar="FILE", help="file or folder; its content says what it is")
-    parser.add_argument("--images", metavar="FOLDER", help="folder of the images of --pairs")
-    parser.add_argument("--format", help=f"reader: {', '.join(KINDS)}; its options follow as --option=value")
-    parser.add_argument("--root", default="", help="what relative paths of the pairs start from")
+    data_arguments.add_options(parser)
+    parser.add_argument("--root", default="", help="what relative paths start from")
     parser.add_argument("--output", required=True, help="folder of the labels; the same one goes on after a stop")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score of a box")
     parser.add_argument("--min_boxes", type=int, default=1, help="leave out pairs with fewer boxes; 0: leave out none")
@@ -194,10 +193,7 @@ def _arguments(argv):
                         "cluster says, alone elsewhere")
     parser.add_argument("--num_processes", type=int, help="of the run, with --coordinator=address:port")
     parser.add_argument("--process_id", type=int, help="of this process, from 0, with --coordinator=address:port")
-    argv = sys.argv[1:] if argv is None else argv
-    own = {f"--{action.dest}" for action in parser._actions} | {"-h"}
-    rest = [flag for flag in argv if flag.startswith("--") and flag.partition("=")[0] not in own]
-    args = parser.parse_args([flag for flag in argv if flag not in rest])
+    args, rest = data_arguments.split_options(parser, sys.argv[1:] if argv is None else argv)
     if (args.pairs is None) == (args.format is None):
         parser.error("expected one of --pairs and --format")
     if not 0 <= args.threshold <= 1:
@@ -209,13 +205,7 @@ def _arguments(argv):
     try:
         fields = [flag for flag in rest if flag.startswith("--config.eval.")]
         settings = dict(data_arguments.option(flag.replace("--config.eval.", "--", 1)) for flag in fields)
-        options = dict(data_arguments.option(flag) for flag in rest if flag not in fields)
-        if args.format is None:
-            spec = data_arguments.spec_of(args.pairs, args.images) | options
-        elif args.format not in KINDS:
-            raise ValueError(f"--format: found {args.format!r}, expected one of {', '.join(KINDS)}")
-        else:
-            spec = {"kind": args.format} | ({"image_folder": args.images} if args.images else {}) | options
+        spec = data_arguments.spec_of_options(args.pairs, args, [flag for flag in rest if flag not in fields])
+        return args, spec, settings
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    return args, spec, settings

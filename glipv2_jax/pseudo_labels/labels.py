@@ -58,7 +58,7 @@ def _whole(path):
 
 
 def line_of(pairs, found):
-    """A pair and what was found in it as a line; boxes by falling score, in pixels of the image.
+    """A pair and what was found in it as a line; boxes and masks by falling score, in pixels of the image.
 
     Args:
       pairs: PhrasedPairs. found: `evaluation.parts.Found`; labels count the phrases asked for.
@@ -69,8 +69,8 @@ def line_of(pairs, found):
     boxes = found.original_boxes().clip(0, np.array([size[1], size[0]] * 2) - 1)
     spans = [asked[label] for label in found.labels.tolist()]
     return {"pair": int(pairs.places[found.record]), "filename": pairs.file_name(found.record), "height": size[0], "width": size[1],
-            "image_id": found.image_id, "num_phrases": len(asked), "grounding": {
-                "caption": record["caption"], "regions": odvg.regions(record["caption"], spans, boxes, found.scores)}}
+            "image_id": found.image_id, "num_phrases": len(asked)} | odvg.grounding(
+                record["caption"], spans, boxes, found.scores, found.masks)
 
 
 def _why(source, place):
@@ -90,7 +90,7 @@ class Labelled(odvg.Odvg):
     """
 
     def __init__(self, path, source):
-        super().__init__(path, "", name=source.name)
+        super().__init__(path, "", with_masks=True, name=source.name)
         self._source = source
 
     def image_bytes(self, index):
@@ -113,12 +113,13 @@ class Labelled(odvg.Odvg):
 class Summary:
     """What both files hold.
 
-    labelled, boxes: counts. left_out: Counter of reasons. unreadable: [(pair, error)] of the first ones.
+    labelled, boxes, masks: counts. left_out: Counter of reasons. unreadable: [(pair, error)] of the first ones.
     phrases: Counter of the boxes of each phrase, lower case. scores: int [SCORE_BINS]. boxes_of_pair: Counter.
     quality: float32 [labelled], of each line: the mean over its noun phrases of the score of the best box, 0 for a phrase without.
     """
     labelled: int = 0
     boxes: int = 0
+    masks: int = 0
     left_out: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     unreadable: list = dataclasses.field(default_factory=list)
     phrases: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -133,6 +134,7 @@ class Summary:
         for entry in _lines(folder / LABELS):
             regions = entry["grounding"]["regions"]
             found.labelled, found.boxes = found.labelled + 1, found.boxes + len(regions)
+            found.masks += sum("segmentation" in region for region in regions)
             found.boxes_of_pair[len(regions)] += 1
             best = {}
             for region in regions:

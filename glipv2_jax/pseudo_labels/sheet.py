@@ -23,7 +23,7 @@ def page(card, summary, labelled, count):
                        summary.left_out.most_common())
     facts = "".join(f"<tr><th>{safe(name)}</th><td>{safe(text)}</td></tr>" for name, text in (
         ("image-text pairs", f"{card['pairs']:,}"), ("with pseudo-labels", f"{summary.labelled:,}"),
-        ("boxes", f"{summary.boxes:,}"), ("distinct phrases", f"{len(summary.phrases):,}"),
+        ("boxes", f"{summary.boxes:,}"), ("masks", f"{summary.masks:,}"), ("distinct phrases", f"{len(summary.phrases):,}"),
         ("least score", card["threshold"]), ("weights", card["weights"])))
     unreadable = "".join(f"<li>pair {pair}: {safe(error)}</li>" for pair, error in summary.unreadable)
     numbers = sorted(summary.boxes_of_pair)
@@ -61,7 +61,7 @@ def _example(labelled, index, quality):
     labels = [region["phrase"] for region in regions]
     colors = draw.phrase_colors(labels)
     picture = draw.draw_detections(image_ops.pixels_of(record), record["boxes"], labels, [region["score"] for region in regions],
-                                   colors=colors, min_side=480)
+                                   masks=record.get("masks"), colors=colors, min_side=480)
     if picture.width > _WIDTH:
         picture = picture.resize((_WIDTH, round(picture.height * _WIDTH / picture.width)))
     caption = record["caption"]
