@@ -21,7 +21,7 @@ from configs import common
 from glipv2_jax import sharding
 from glipv2_jax.models.config import VARIANTS
 from glipv2_jax.models.glipv2 import GLIPv2, init_params
-from glipv2_jax.predict import Predictor
+from glipv2_jax.predictor import Predictor
 from input_pipeline.tokenizer import Tokenizer
 
 

@@ -23,7 +23,7 @@ from glipv2_jax.files import locked, write_whole
 from glipv2_jax.metrics import ProfileWindow, Progress, Speed, Waiting, Writer
 from glipv2_jax.optim import with_learning_rate_factor
 from glipv2_jax.plateau import Plateau
-from glipv2_jax.predict import Predictor
+from glipv2_jax.predictor import Predictor
 from glipv2_jax.processes import Stopped, StopSignal, Watchdog, beat
 from glipv2_jax.train_state import shardings_of
 from glipv2_jax.tuning import may_be_fresh, mode_of

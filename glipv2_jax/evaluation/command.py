@@ -79,7 +79,7 @@ def score(config, checkpoint, sources, output, *, ema=False):
     """
     from glipv2_jax.build import abstract_params, build, find_answers
     from glipv2_jax.evaluate import evaluate
-    from glipv2_jax.predict import Predictor
+    from glipv2_jax.predictor import Predictor
     mesh, tokenizer, model = build(config)
     answers = find_answers(config, model, (), checkpoint)
     with locked(output), sharding.use(mesh, config.mesh.rules):

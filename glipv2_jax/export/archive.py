@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from glipv2_jax.predict import decode
+from glipv2_jax.predictor import decode
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from glipv2_jax.models.layers import TORCH_DEFAULT, Conv, Dense, GroupNorm, named, torch_bias
-from glipv2_jax.ops.deform_conv import TAPS, Conv as DeformConv, deform_convs, reread
+from glipv2_jax.ops.deform_conv import TAPS, deform_convs, reread
+from glipv2_jax.ops.deform_conv import Conv as DeformConv
 from glipv2_jax.sharding import gathered
 
 GROUPS = 16

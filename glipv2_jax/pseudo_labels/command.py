@@ -67,7 +67,7 @@ def run(spec, checkpoint, output, *, root="", threshold=0.5, min_boxes=1, max_ba
     from glipv2_jax.build import abstract_params, build
     from glipv2_jax.checkpoint import load_params
     from glipv2_jax.evaluation.command import config_of
-    from glipv2_jax.predict import Predictor
+    from glipv2_jax.predictor import Predictor
     from glipv2_jax.prepare.command import prepare, source_files, stamps
     from glipv2_jax.pseudo_labels import labels
     from glipv2_jax.pseudo_labels.pairs import open_pairs
