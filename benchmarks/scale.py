@@ -6,7 +6,7 @@
 A row for a slice that was compiled is what the compiler said. The others are derived from a row of the same model, with as many
 images on a device: parameters and optimizer state are placed anew, by shape; activations, temporaries and work of a device are
 those of the compiled row, as only whole images are split over devices; so are the collectives, whose bytes on a device hardly
-depend on how many take part. The chip's own peaks give the floor.
+depend on how many take part. The estimate takes the chip's own peaks.
 """
 import dataclasses
 import functools
@@ -82,7 +82,7 @@ def rows(plans):
 def table(plans):
     """The table as markdown."""
     head = ["model", "slice", "how", "images a step", "GB a device", "state", "temporaries", "ms: products / memory / rows / collectives",
-            "floor, ms a step", "images/s at most"]
+            "estimate, ms a step", "images/s by it"]
     lines = [head, ["---"] * len(head), *rows(plans)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

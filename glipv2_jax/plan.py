@@ -267,7 +267,7 @@ def print_plan(p, hourly_rate=0.0, epoch_images=0):
     table.add_row("collectives", ", ".join(f"{kind} {number}× {size / 1e9:.3f} GB" for kind, (number, size) in p.collectives.items())
                   or "none")
     table.add_row("at the chip's peak", ", ".join(f"{part} {1e3 * value:.1f} ms" for part, value in seconds.items()))
-    table.add_row("estimated floor", f"{1e3 * p.step_seconds():.1f} ms a step, {p.images_per_second():.0f} images/s, "
+    table.add_row("roofline", f"{1e3 * p.step_seconds():.1f} ms a step, {p.images_per_second():.0f} images/s, "
                   f"{100 * seconds['products'] / p.step_seconds():.0f} % of the peak in products; real steps are slower")
     if hourly_rate:
         images = epoch_images or 1e6
