@@ -70,6 +70,8 @@ def test_unknown_fields_and_values_are_refused():
         model_config("glip_x")
     with pytest.raises(ValueError, match="multiple of 16"):
         model_config("glip_t", {"channels": 100})
+    with pytest.raises(ValueError, match="model.deform_conv: found 'window', expected 'auto' or 'gather'"):
+        model_config("glip_t", {"deform_conv": "window"})
 
 
 @pytest.fixture(scope="module")
