@@ -56,7 +56,7 @@ def largest_error(found, expected):
 def fits(arrays):
     maps, offsets, masks, _ = arrays
     points = [ops._points(o, m, maps[c.source].shape[1:3], c.stride) for c, o, m in zip(CONVS, offsets, masks)]
-    return [bool(all_fit(CONVS, jax.tree.map(lambda x: x[i], points))) for i in range(len(maps[0]))]
+    return [bool(all_fit(CONVS, jax.tree.map(lambda x, i=i: x[i], points))) for i in range(len(maps[0]))]
 
 
 def test_window_form_equals_gather_form():

@@ -44,6 +44,10 @@ def test_the_file_holds_a_program_for_every_platform_and_any_batch(archive):
     assert about["canvas"] == list(CANVAS) and about["classes"] == TOKENS // 2
 
 
+def test_it_has_no_kernel_of_one_platform(detector):
+    assert detector.model.config.deform_conv == "auto" and archive_file.portable(detector.model).config.deform_conv == "gather"
+
+
 def test_its_detections_are_the_detectors(archive, detector, photo):
     """Batch of three, the middle one different: also shows that examples do not mix."""
     _, call, params = archive_file.read(archive)
