@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from configs import common
-from glipv2_jax import flops, sharding
+from glipv2_jax import flops, hlo, sharding
 from glipv2_jax.ops import deform_conv as ops
 from glipv2_jax.ops.deform_conv import Conv, deform_convs, reread
 from glipv2_jax.ops.deform_conv_tpu import REACH, all_fit, window_conv
-from glipv2_jax.plan import absent_devices, collectives_of
+from glipv2_jax.plan import absent_devices
 
 # A layer in small: a map and the coarser one, the three kinds of branches; no size is a multiple of the tile's.
 SIZES = [(19, 37), (10, 19)]
@@ -140,4 +140,4 @@ def test_forward_and_gradients_compile_for_tpus(topology):
     assert lowered.as_text().count("tpu_custom_call") >= 2
     assert compiled.memory_analysis().temp_size_in_bytes < 400e6
     if topology.startswith("v5e"):                  # programs for the others cannot always be printed
-        assert set(collectives_of(compiled.as_text())) == {"all-reduce"}
+        assert set(hlo.Program(compiled.as_text()).collectives()) == {"all-reduce"}
