@@ -15,18 +15,21 @@ from benchmarks.train import noise_boxes
 START, END, STOP = 101, 102, 1012      # of BERT's vocabulary: [CLS], [SEP] and the full stop behind each name
 
 
-def step_speed(size, images, tokens, boxes, dtype, compiled, steps):
-    """Measures it on the GPU, or the CPU where there is none.
+def step_speed(device, size, images, tokens, boxes, dtype, compiled, steps):
+    """Measures it.
 
     Args:
+      device: "cuda" or "cpu".
       size: (height, width). images: of a step. tokens: of a text, names of one word each with a full stop behind.
       boxes: of an image. dtype: "float32" or "bfloat16", by autocast.
       compiled: through torch.compile, with its graph broken where the matching needs numpy.
       steps: how many are timed.
-    Returns: dict with the names of `benchmarks.train.step_speed`.
+    Returns: dict with the names of `benchmarks.train.step_speed`, or the reason why there is nothing to measure as `failed`.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_float32_matmul_precision("high")             # what XLA does by default with float32 on the same GPU
+    if device == "cuda" and not torch.cuda.is_available():
+        return {"failed": f"torch {torch.__version__} sees no GPU"}
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")         # what XLA does by default with float32 on the same GPU
     rng = np.random.default_rng(0)
     model = grounding_dino(size, auxiliary_loss=True).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4, fused=device == "cuda")

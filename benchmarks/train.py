@@ -13,7 +13,7 @@ of the deformable convolution is.
 
 `--peer` is transformers' GroundingDINO-T with random weights: images of the same size, texts of as many tokens and as many boxes,
 in bfloat16 by autocast, the losses of all decoder layers and of the proposals with their Hungarian matching, clipped gradients,
-AdamW; eager, and through torch.compile. Without torch it says so.
+AdamW; eager, and through torch.compile, on one GPU or the CPU. Without torch it says so.
 """
 import argparse
 import json
@@ -131,10 +131,10 @@ def ours(settings, images, remat, steps):
     return step_speed(config_of(remat=remat, **settings), images, steps)
 
 
-def peer(size, images, tokens, dtype, compiled, steps):
+def peer(backend, size, images, tokens, dtype, compiled, steps):
     """The same numbers of GroundingDINO-T, for a process of its own."""
     from benchmarks import peer_training
-    return peer_training.step_speed(size, images, tokens, BOXES, dtype, compiled, steps)
+    return peer_training.step_speed("cuda" if backend == "gpu" else "cpu", size, images, tokens, BOXES, dtype, compiled, steps)
 
 
 def ratios(rows):
@@ -178,9 +178,9 @@ def main(arguments=None):
     settings = {"variant": args.variant, "size": size, "tokens": args.tokens, "dtype": args.dtype, "scan_layers": args.scan_layers}
     console, about, rows = Console(width=140), in_own_process(facts), []
     console.print(describe(about), markup=False)
-    with_peer = args.peer and about["versions"]["torch"] is not None
+    with_peer = args.peer and about["versions"]["torch"] is not None and about["devices"] == 1 and about["backend"] != "tpu"
     if args.peer and not with_peer:
-        console.print("no torch, so no peer: pip install 'glipv2_jax[benchmark]'", markup=False)
+        console.print("no peer: it needs torch (pip install 'glipv2_jax[benchmark]') and one device, a GPU or a CPU", markup=False)
 
     def add(model, images, how, peer, found):
         rows.append({"model": model, "images": images, "how": how, "peer": peer} | found)
@@ -195,7 +195,7 @@ def main(arguments=None):
         for compiled in (False, True) if with_peer else ():
             how = "torch.compile" if compiled else "eager"
             with console.status(f"GroundingDINO-T, {images} images, {how}"):
-                add("GroundingDINO-T", images, how, True, in_own_process(peer, size, images, args.tokens, args.dtype, compiled, args.steps))
+                add("GroundingDINO-T", images, how, True, in_own_process(peer, about["backend"], size, images, args.tokens, args.dtype, compiled, args.steps))
     table = Table("model", "images a device", "how", "compile", "ms a step", "images/s", "peak GB", "planned GB", "TFLOP/s", "MFU", "finite",
                   title=f"training step, {args.size}, {args.tokens} tokens, {BOXES} boxes, {args.dtype}, median of {args.steps}")
     for row in rows:
