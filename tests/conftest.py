@@ -1,4 +1,5 @@
 """What every test shares: where the reference numbers are, full float32 precision, and the options --slow and --accelerator."""
+import contextlib
 import functools
 import importlib.util
 import json
@@ -91,6 +92,19 @@ def reference_weights(reference_dir):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def compilations(caplog):
+    """Function that gives a context manager: list of what JAX compiles within it, whoever asks for it."""
+    @contextlib.contextmanager
+    def listened():
+        found = []
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level("WARNING", "jax"):
+            yield found
+            found += [record.getMessage() for record in caplog.records if "ompil" in record.getMessage()]
+    return listened
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """The scripts of `benchmarks`: what they feed, what they report, how they fail. No time is asserted."""
+import argparse
 import importlib
 import json
+import os
 import sys
 
 import jax
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import accelerator, device, forward, train
-from glipv2_jax.models.config import VARIANTS
+from glipv2_jax.models.config import VARIANTS, model_config
 from input_pipeline.schema import batch_spec
 from tests.test_models import TINY
 from tests.test_train import small_config
@@ -85,23 +87,23 @@ def _end(how):
     if how == "error":
         raise RuntimeError("a bug")
     if how == "killed":
-        import os
         os._exit(9)
     return {"fine": True}
 
 
 def test_processes_end_in_rows_or_in_errors():
-    assert device.in_own_process(_end, "") == {"fine": True}
     assert device.in_own_process(_end, "memory") == {"failed": "does not fit: RESOURCE_EXHAUSTED: Out of memory allocating 1 byte"}
     assert "killed" in device.in_own_process(_end, "killed")["failed"]
+    assert device._fits(_end, "") == {"fine": True}
     with pytest.raises(RuntimeError, match="a bug"):
-        device.in_own_process(_end, "error")
+        device._fits(_end, "error")
 
 
 def test_forward_times_its_parts_and_nms(monkeypatch, capsys):
-    from glipv2_jax.models.config import model_config
     tiny = TINY | {"text_encoder": TINY["text_encoder"] | {"vocab_size": 20_000}}
     monkeypatch.setitem(VARIANTS, "tiny", model_config("glip_t", tiny))
+    monkeypatch.setattr(forward, "CANDIDATES", 100)
+    monkeypatch.setattr(forward, "PADDED", 128)
     forward.main(["--variant=tiny", "--sizes=64x64", "--tokens=16", "--classes=8", "--repeats=1"])
     said = capsys.readouterr().out
     for part in ("backbone and FPN", "text encoder", "fusion tower and heads", "post-processing", "NMS alone, 100 best", "NMS alone, all"):
@@ -137,7 +139,6 @@ class _Understood(Exception):
 
 def test_every_command_is_understood_by_its_script(in_this_process, monkeypatch, tmp_path):
     """Arguments are parsed by the true parsers, which are stopped there; tests that are named are there."""
-    import argparse
     parse = argparse.ArgumentParser.parse_args
 
     def parse_and_stop(parser, arguments=None, namespace=None):
