@@ -108,11 +108,11 @@ def main(arguments=None):
     output.mkdir(parents=True, exist_ok=True)
     about, results = in_own_process(facts), {}
     console.print(describe(about), markup=False)
-    for name, arguments in chosen.items():
+    for name, command in chosen.items():
         if args.only and name not in args.only.split(","):
             continue
         with console.status(name):
-            results[name] = run(arguments, args.limit_s)
+            results[name] = run(command, args.limit_s)
         if name == "correctness":
             results[name]["tests"] = counts_of(output / "tests.xml")
         console.print(f"{name}: {'ok' if results[name]['ok'] else 'FAILED'} in {results[name]['seconds']:.0f} s", markup=False)
