@@ -73,7 +73,7 @@ def run(variant, size, batch, words, beams, repeats, dtype):
     return rows, same
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--variant", default="glipv2_nano", choices=sorted(name for name, c in VARIANTS.items() if c.mlm_head))
     parser.add_argument("--size", default="128x128", help="height x width")
@@ -82,7 +82,7 @@ def main():
     parser.add_argument("--beams", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     console = Console()
     console.print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
                   f"{time.strftime('%Y-%m-%d')}; {args.variant}, {args.dtype}, {args.size}, {args.words} words a caption")

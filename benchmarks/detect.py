@@ -1,4 +1,4 @@
-"""Seconds per image of GLIP-T and of other open-vocabulary detectors, side by side on one CPU.
+"""Seconds per image of GLIP-T and of other open-vocabulary detectors, side by side on one CPU or one GPU.
 
     python -m benchmarks.detect --sizes=320x480 --batches=1 --classes=1,80 --peers=grounding_dino,owlv2 --repeats=3
 
@@ -6,7 +6,8 @@ From uint8 pixels and class names to boxes, scores and labels: GLIP-T through `D
 call, which compiles, stands apart) and with its suppression of overlaps; the peers of Hugging Face transformers as they
 are in torch, eager (`pip install 'glipv2_jax[benchmark]'`; without torch GLIP-T is measured alone). All weights are
 random, as time hardly depends on them; all computation is float32 on the same number of threads. The models take turns,
-so that another program on the machine slows all of them. The images of a batch share one list of classes.
+so that another program on the machine slows all of them. The images of a batch share one list of classes. With `--device=accelerator`
+all run on the GPU, with products in TF32 where it has them, and JAX takes memory as it needs it; on a TPU GLIP-T runs alone.
 
 What is equal, and what cannot be:
 - Class names are words of BERT's vocabulary, two words in every second name: 1.5 word pieces a name, where COCO's names
@@ -82,13 +83,13 @@ def class_names(tokenizer, count, rng):
     return [f"{next(words)} {next(words)}" if place % 2 else next(words) for place in range(count)]
 
 
-def contenders(variant, peers, tokenizer, size):
+def contenders(variant, peers, tokenizer, size, device):
     """This project's model, and the peers."""
     found = [Glip(variant, tokenizer, size)]
     if peers:
         from benchmarks import peers as torch_models
-        makers = {"grounding_dino": lambda: torch_models.GroundingDino(tokenizer, prompts_of, size),
-                  "owlv2": lambda: torch_models.Owlv2(size)}
+        makers = {"grounding_dino": lambda: torch_models.GroundingDino(tokenizer, prompts_of, size, device),
+                  "owlv2": lambda: torch_models.Owlv2(size, device)}
         found += [makers[peer]() for peer in peers]
     return found
 
@@ -125,7 +126,7 @@ def measure(models, tokenizer, size, batch, classes, repeats):
     return [{key: float(np.median(value)) for key, value in of_model.items()} for of_model in times]
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--variant", default="glip_t", choices=sorted(VARIANTS))
     parser.add_argument("--sizes", default="800x1333", help="height x width, several with commas")
@@ -133,27 +134,37 @@ def main():
     parser.add_argument("--classes", default="1,80,400")
     parser.add_argument("--peers", default=",".join(PEERS), help="of these, with commas; empty: none")
     parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args()
+    parser.add_argument("--device", default="cpu", choices=("cpu", "accelerator"))
+    args = parser.parse_args(arguments)
     sizes = [tuple(int(side) for side in size.split("x")) for size in args.sizes.split(",")]
     peers = [peer for peer in args.peers.split(",") if peer]
     if not set(peers) <= set(PEERS):
         parser.error(f"--peers: found {args.peers!r}, expected some of {','.join(PEERS)}")
-    jax.config.update("jax_platforms", "cpu")
-    console, threads, torch_version = Console(), len(os.sched_getaffinity(0)), "without peers"
+    if args.device == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")        # before the first call: torch's models need memory, too
+    backend, console, threads, torch_version = jax.default_backend(), Console(), len(os.sched_getaffinity(0)), "without peers"
+    if backend == "tpu":
+        peers = []
     if peers:
         try:
             import torch
             import transformers
             torch.set_num_threads(threads)                 # XLA takes as many as the process may use
             torch_version = f"torch {torch.__version__}, transformers {transformers.__version__}"
+            if backend == "gpu":
+                torch.set_float32_matmul_precision("high")                 # what XLA does by default
+                if not torch.cuda.is_available():
+                    console.print("torch sees no GPU, so no peers")
+                    peers = []
         except ImportError:
             console.print("no torch, so no peers: pip install 'glipv2_jax[benchmark]'", markup=False)
             peers = []
-    console.print(f"jax {jax.__version__}, {torch_version}; {threads} threads, {platform.machine()}, "
+    console.print(f"jax {jax.__version__}, {torch_version}; {jax.devices()[0].device_kind}, {threads} threads, {platform.machine()}, "
                   f"{time.strftime('%Y-%m-%d')}; float32, random weights, median of {args.repeats}")
     tokenizer = Tokenizer(literal=True)
     for size in sizes:
-        models = contenders(args.variant, peers, tokenizer, size)
+        models = contenders(args.variant, peers, tokenizer, size, "cuda" if backend == "gpu" else "cpu")
         for batch in (int(batch) for batch in args.batches.split(",")):
             table = Table("classes", "model", "input", "prompts", "whole", "of faster peer", "new classes",
                           "new images", "first call", title=f"{size[0]}x{size[1]}, batch {batch}: seconds per image")

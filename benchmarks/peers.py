@@ -1,4 +1,4 @@
-"""Open-vocabulary detectors of Hugging Face transformers with random weights, as `benchmarks.detect` calls them.
+"""Open-vocabulary detectors of Hugging Face transformers with random weights, as `benchmarks.detect` calls them, on any torch device.
 
 Nothing is downloaded: each is built from its configuration, whose defaults are those of the released model unless said
 otherwise. Each keeps apart what depends on images alone, on texts alone and on both, and does no work twice that its
@@ -14,9 +14,20 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)         # RGB, 0 
 
 
 def normalised(pixels):
-    """[B, H, W, 3] uint8 → [B, 3, H, W] float32. CLIP's numbers differ a little from these, not in time."""
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
-    return (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    """[B, H, W, 3] uint8 → [B, 3, H, W] float32, on its device. CLIP's numbers differ a little from these, not in time."""
+    mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (MEAN, STD))
+    return (pixels.permute(0, 3, 1, 2).float() - mean) / std
+
+
+def grounding_dino(size, **options):
+    """GroundingDINO with Swin-T. Raises: ValueError for images that are too small for its queries."""
+    config = GroundingDinoConfig(**options)
+    places = sum(-(-size[0] // stride) * -(-size[1] // stride) for stride in (8, 16, 32, 64))
+    if places < config.num_queries:
+        raise ValueError(f"GroundingDINO-T: found images of {size[0]}x{size[1]}, which have {places} places, expected "
+                         f"at least the {config.num_queries} that it chooses")
+    torch.manual_seed(0)
+    return GroundingDinoForObjectDetection(config)
 
 
 class GroundingDino:
@@ -24,20 +35,13 @@ class GroundingDino:
 
     Args:
       tokenizer: input_pipeline Tokenizer. prompts_of: function, names → lists of names that are read together.
-      size: (height, width) of its images.
-    Raises: ValueError for images that are too small for its queries.
+      size: (height, width) of its images. device: torch's.
     """
     name = "GroundingDINO-T"
 
-    def __init__(self, tokenizer, prompts_of, size):
-        config = GroundingDinoConfig()
-        places = sum(-(-size[0] // stride) * -(-size[1] // stride) for stride in (8, 16, 32, 64))
-        if places < config.num_queries:
-            raise ValueError(f"{self.name}: found images of {size[0]}x{size[1]}, which have {places} places, expected "
-                             f"at least the {config.num_queries} that it chooses")
-        torch.manual_seed(0)
-        self.tokenizer, self.prompts_read, self.input_size = tokenizer, prompts_of, size
-        self.model = GroundingDinoForObjectDetection(config).eval()
+    def __init__(self, tokenizer, prompts_of, size, device="cpu"):
+        self.tokenizer, self.prompts_read, self.input_size, self.device = tokenizer, prompts_of, size, device
+        self.model = grounding_dino(size).eval().to(device)
         # The model has no argument for features that are known: its two encoders answer with what is set here.
         inner = self.model.model
         self._backbone, self._encoder = inner.backbone.forward, inner.text_backbone.forward
@@ -56,8 +60,8 @@ class GroundingDino:
     @torch.inference_mode()
     def encode_images(self, pixels):
         """[B, h, w, 3] uint8 → what `detect` needs of them, computed."""
-        images = normalised(pixels)
-        return images, self._backbone(images, torch.ones(len(images), *images.shape[2:], dtype=torch.long))
+        images = normalised(torch.from_numpy(pixels).to(self.device))
+        return images, self._backbone(images, torch.ones(len(images), *images.shape[2:], dtype=torch.long, device=self.device))
 
     @torch.inference_mode()
     def detect(self, pixels, names, kept=None):
@@ -69,10 +73,10 @@ class GroundingDino:
             self._words = ". ".join(group) + "."
             count = self.tokenizer.encode(self._words, 2).num_tokens
             encoding = self.tokenizer.encode(self._words, count)
-            ids = torch.from_numpy(encoding.ids).long().expand(len(images), count)
+            ids = torch.from_numpy(encoding.ids).long().to(self.device).expand(len(images), count)
             outputs = self.model(images, ids)
             scores, tokens = outputs.logits.sigmoid().max(-1)
-            found.append((outputs.pred_boxes, scores, tokens))
+            found.append((outputs.pred_boxes.cpu(), scores.cpu(), tokens.cpu()))
         return found
 
 
@@ -82,14 +86,16 @@ class Owlv2:
     Args:
       size: (height, width) of its images, which it pads to a square. The released model scales that to 960 pixels;
         smaller ones are left as they are.
+      device: torch's.
     """
     name = "OWLv2-B/16"
 
-    def __init__(self, size):
+    def __init__(self, size, device="cpu"):
         torch.manual_seed(0)
+        self.device = device
         side = min(960, -(-max(size) // 16) * 16)
         self.input_size = side, side
-        self.model = Owlv2ForObjectDetection(Owlv2Config(vision_config={"image_size": side})).eval()
+        self.model = Owlv2ForObjectDetection(Owlv2Config(vision_config={"image_size": side})).eval().to(device)
         self._known = {}
 
     def prompts_read(self, names):
@@ -98,7 +104,7 @@ class Owlv2:
     @torch.inference_mode()
     def encode_images(self, pixels):
         """[B, h, w, 3] uint8 → what `detect` needs of them, computed."""
-        images = normalised(pixels)
+        images = normalised(torch.from_numpy(pixels).to(self.device))
         height, width = images.shape[2:]
         side = max(*self.input_size, height, width)
         images = functional.pad(images, (0, side - width, 0, side - height))
@@ -118,7 +124,8 @@ class Owlv2:
             ids = np.where(place > words, np.where(place == words + 1, config.eos_token_id, 0), ids)
             ids[:, 0] = config.bos_token_id
             mask = torch.from_numpy((place <= words + 1).astype(np.int64))
-            self._known[key] = self.model.owlv2.get_text_features(torch.from_numpy(ids), mask).pooler_output
+            self._known[key] = self.model.owlv2.get_text_features(
+                torch.from_numpy(ids).to(self.device), mask.to(self.device)).pooler_output
         return self._known[key]
 
     @torch.inference_mode()
@@ -128,5 +135,5 @@ class Owlv2:
         regions, queries = features.flatten(1, 2), self._queries(names)
         logits, _ = self.model.class_predictor(regions, queries.expand(len(regions), *queries.shape))
         scores, labels = logits.sigmoid().max(-1)
-        return (self.model.box_predictor(regions, features), scores, labels,
-                self.model.objectness_predictor(regions).sigmoid())
+        return tuple(x.cpu() for x in (self.model.box_predictor(regions, features), scores, labels,
+                                       self.model.objectness_predictor(regions).sigmoid()))

@@ -1,4 +1,5 @@
-"""What every test shares: where the reference numbers are, full float32 precision, and the --slow option."""
+"""What every test shares: where the reference numbers are, full float32 precision, and the options --slow and --accelerator."""
+import contextlib
 import functools
 import importlib.util
 import json
@@ -6,8 +7,10 @@ import os
 import pathlib
 import sys
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: comparisons to 1e-5 are stated for the CPU
-if "--slow" not in sys.argv:
+# Before jax is imported: comparisons to 1e-5 are stated for the CPU. An accelerator is held to them too, with products in full float32.
+if "--accelerator" not in sys.argv:
+    os.environ["JAX_PLATFORMS"] = "cpu"
+if not {"--slow", "--accelerator"} & set(sys.argv):
     # Most of the time goes into compiling tiny programs, and LLVM's optimizer is half of that. Full sizes need it.
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
@@ -22,6 +25,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow (full-size cases)")
+    parser.addoption("--accelerator", action="store_true", help="run on the GPU or TPU that JAX finds, not on the CPU")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -88,6 +92,19 @@ def reference_weights(reference_dir):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def compilations(caplog):
+    """Function that gives a context manager: list of what JAX compiles within it, whoever asks for it."""
+    @contextlib.contextmanager
+    def listened():
+        found = []
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level("WARNING", "jax"):
+            yield found
+            found += [record.getMessage() for record in caplog.records if "ompil" in record.getMessage()]
+    return listened
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@ import functools
 import jax
 import numpy as np
 
+from benchmarks.forward import CANDIDATES, PADDED, nms_candidates
 from glipv2_jax.ops.nms import nms
 
 jitted = jax.jit(nms, static_argnames=("max_keep", "block_size"))
@@ -54,6 +55,16 @@ def test_random_candidates_follow_the_greedy_rule():
         candidates = random_candidates(seed, 300, num_labels, span)
         kept = jitted(*candidates, np.ones(300, bool), threshold, block_size=64)
         np.testing.assert_array_equal(kept, greedy(*candidates, threshold), err_msg=f"seed {seed}")
+
+
+def test_as_many_candidates_as_a_photograph_of_eighty_classes_has():
+    """What benchmarks.forward times; what is padded would win and suppress everything if it counted."""
+    boxes, scores, labels, valid = nms_candidates(0, CANDIDATES, PADDED, 80, (800, 1344))
+    boxes[~valid], scores[~valid] = (0, 0, 1e4, 1e4), 9
+    kept = np.asarray(jitted(boxes, scores, labels, valid, 0.6))
+    expected = greedy(boxes[valid], scores[valid], labels[valid], 0.6)
+    np.testing.assert_array_equal(kept[valid], expected)
+    assert not kept[~valid].any() and 500 < expected.sum() < 3000 and len(set(labels[valid])) == 80
 
 
 def test_a_chain_inside_a_block():

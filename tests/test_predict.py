@@ -1,7 +1,9 @@
 """Detector: the reference's detections, labels that stay with their names, boxes that return to the photograph."""
 import dataclasses
 import json
+from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -92,6 +94,27 @@ def test_words_are_encoded_once_for_a_prompt(detector, images, monkeypatch):
     for _ in range(3):
         detector.detect(images, NAMES)
     assert len(calls) == 1
+
+
+def test_another_prompt_or_photograph_compiles_nothing_and_repeats_nothing(detector, images, monkeypatch, compilations):
+    """Whatever compiles in the process is counted, beside the parts of the model that run."""
+    rng, parts = np.random.default_rng(2), ("encode_image", "encode_text", "predict", "decode")
+    others = [rng.integers(0, 256, image.shape, np.uint8) for image in images]
+    detector.detect(images, NAMES, threshold=0, classes_per_prompt=3)
+    for part in parts:
+        monkeypatch.setattr(detector._predictor, part, mock.Mock(wraps=getattr(detector._predictor, part)))
+
+    def calls():
+        return [getattr(detector._predictor, part).call_count for part in parts]
+    with compilations() as found:
+        detector.detect(others, NAMES, threshold=0, classes_per_prompt=3)           # its words are known
+        assert calls() == [3, 0, 6, 6]
+        detector.detect(images, ["bird", *NAMES[1:]], threshold=0, classes_per_prompt=3)        # of the two prompts, one is
+        assert calls() == [6, 1, 12, 12]
+    assert not found
+    with compilations() as found:
+        jax.jit(lambda x: x + 41)(np.ones(3))
+    assert found                                           # it would have been seen
 
 
 def test_a_loop_over_sizes_compiles_nothing_new(detector):

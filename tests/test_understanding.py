@@ -1,5 +1,6 @@
 """Questions and captions: what a text that is being written may know, decoding with caches, the losses, and `Detector`."""
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -233,6 +234,27 @@ def test_another_question_compiles_nothing(talker):
     before = talker._predictor._answer._cache_size()
     talker.answer(PICTURE, "how many red circles are left of the green moon?")
     assert talker._predictor._answer._cache_size() == before == 1
+
+
+def test_another_photograph_is_described_without_compiling_and_words_before_are_read_once(talker, monkeypatch, compilations):
+    """An image is read once for all words and beams, and each word once: from caches, one position at a time."""
+    for part in ("encode_image", "write"):
+        monkeypatch.setattr(talker._predictor, part, mock.Mock(wraps=getattr(talker._predictor, part)))
+    reads, write_word = [], understanding.write_word
+
+    def traced(model, regions, cache, token_ids, position):
+        reads.append(token_ids.shape)
+        return write_word(model, regions, cache, token_ids, position)
+    monkeypatch.setattr(understanding, "write_word", traced)
+    talker.describe(PICTURE, beams=2, max_words=5, threshold=2.0)
+    assert talker._predictor.encode_image.call_count == talker._predictor.write.call_count == 1
+    # Traced as the body of one loop, always of one new word for each beam, whatever the length of the text.
+    assert reads and set(reads) == {(1, 2)} and len(reads) < 5
+    traces, other = len(reads), np.random.default_rng(3).integers(0, 256, PICTURE.shape, np.uint8)
+    with compilations() as found:
+        levels = talker._predictor.encode_image(talker._batch([other], (64, 96))[0])
+        talker._predictor.write(levels, talker.tokenizer, max_words=5, beams=2)
+    assert len(reads) == traces and not found
 
 
 def test_models_without_heads_and_wrong_numbers_say_so(detector, talker):
