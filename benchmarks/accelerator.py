@@ -27,7 +27,7 @@ from glipv2_jax.models.config import VARIANTS
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Tests that compare with stored numbers, numpy or a plain form, and read nothing through TensorFlow.
-TESTS = ("nms", "deform_conv", "roi_align", "box_coder", "anchors", "atss", "postprocess", "losses_grounding", "losses_localization",
+TESTS = ("nms", "deform_conv", "deform_conv_tpu", "roi_align", "box_coder", "anchors", "atss", "postprocess", "losses_grounding", "losses_localization",
          "losses_mlm", "losses_contrastive", "reference_parts", "reference_masks", "reference_models", "reference_train", "models")
 
 

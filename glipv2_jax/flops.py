@@ -16,6 +16,7 @@ CHIPS = {
     "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 1.75e9, 4.5, 26),
     "v6e": Chip(918e12, 32e9, 1640e9, 448e9, 1.75e9, 4.5, 26),
     "h100": Chip(989e12, 80e9, 3350e9, 450e9, 1.7e9, 0, 0),
+    "h200": Chip(989e12, 141e9, 4800e9, 450e9, 1.7e9, 0, 0),
 }
 _KINDS = {"TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e", "TPU v6e": "v6e"}
 
@@ -23,7 +24,7 @@ _KINDS = {"TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v
 def chip_of(device):
     """Name in `CHIPS` of a device, or None where its peak is not known."""
     kind = device.device_kind
-    return _KINDS.get(kind, "h100" if "H100" in kind else None)
+    return _KINDS.get(kind) or next((chip for chip in ("h100", "h200") if chip.upper() in kind), None)
 
 
 def count(function, *args, platform=None):
