@@ -13,7 +13,6 @@ import argparse
 import json
 import pathlib
 
-import numpy as np
 from pycocotools import mask as coco_mask
 from rich.console import Console
 from rich.table import Table
@@ -86,7 +85,8 @@ def main():
     without = baselines(trained, args.trained)
     table = Table("", "one checkpoint", "untrained", "without a model", title="rendered scenes that training never saw")
     for name, key, factor in ROWS:
-        table.add_row(name, *(f"{factor * np.nan_to_num(scores[key]):.{1 if factor > 1 else 3}f}" for scores in (trained, untrained, without)))
+        # A model that finds no box at all has no masks to be scored.
+        table.add_row(name, *(f"{factor * (scores.get(key) or 0):.{1 if factor > 1 else 3}f}" for scores in (trained, untrained, without)))
     Console().print(table)
 
 
