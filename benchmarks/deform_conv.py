@@ -85,8 +85,7 @@ def main():
     for form in forms:
         for name, function in programs(convs, form).items():
             if args.topology:
-                with absent_devices(args.topology) as devices:
-                    results[f"{form}, {name}"] = compiled(function, arrays, devices)
+                results[f"{form}, {name}"] = compiled(function, arrays, absent_devices(args.topology))
             else:
                 results[f"{form}, {name}"] = measured(function, arrays, args.repeats)
     table = Table("form", *next(iter(results.values())), title=f"{args.images} × {args.sizes}, {args.channels} channels, {args.dtype}")

@@ -4,7 +4,6 @@
 
 The TPU compiler (package libtpu) runs on any Linux machine. A full-size step takes it a quarter of an hour or more, and 10 GB.
 """
-import contextlib
 import copy
 import dataclasses
 import functools
@@ -43,6 +42,7 @@ class Plan:
     batch_size: int                   # images over all devices
     canvas: tuple
     remat: str
+    deform_conv: str                  # of the model: "auto", windows where they can be on a TPU, or "gather"
     parameters: int                   # bytes
     optimizer: int                    # bytes of moments and averages
     batch: int
@@ -84,9 +84,8 @@ class Plan:
         return self.batch_size / self.step_seconds()
 
 
-@contextlib.contextmanager
 def absent_devices(topology):
-    """Devices of a TPU that is not there: "v5e:4x4", "v5p:2x2x4", "v6e:16x16".
+    """List of the devices of a TPU that is not there: "v5e:4x4", "v5p:2x2x4", "v6e:16x16".
 
     Raises: ValueError without the compiler, or for a topology that it does not know.
     """
@@ -99,12 +98,11 @@ def absent_devices(topology):
         raise ValueError("glipv2 plan needs the TPU compiler, which runs on any Linux machine: pip install 'glipv2_jax[plan]'") from None
     from jax.experimental import topologies
     try:
-        yield list(topologies.get_topology_desc(topology, "tpu").devices)
+        devices = list(topologies.get_topology_desc(topology, "tpu").devices)
     except (RuntimeError, jax.errors.JaxRuntimeError) as error:
-        if "opology" not in str(error):
-            raise
         raise ValueError(f"--topology: found {topology!r}, expected chips and their shape such as v5e:4x4, v5p:2x2x4 or v6e:16x16 "
                          f"({str(error).splitlines()[0]})") from None
+    return devices
 
 
 def compile_train(config, devices, topology, name):
@@ -157,7 +155,7 @@ def _compiled(function, args, config, mesh, model, devices, topology, name, prog
     import jaxlib
     return Plan(
         name, program, config.model.variant, topology, flops.chip_of(devices[0]), len(devices), dict(mesh.shape), batch_size,
-        canvas, model.config.remat, kept, rest, fed, memory.temp_size_in_bytes + extra, memory.generated_code_size_in_bytes,
+        canvas, model.config.remat, model.config.deform_conv, kept, rest, fed, memory.temp_size_in_bytes + extra, memory.generated_code_size_in_bytes,
         counted["flops"] / len(devices), sum(traffic.values()) or cost.get("bytes accessed", 0.0), traffic, counted["gathered_rows"] / len(devices),
         counted["scattered_rows"] / len(devices), collectives, time.perf_counter() - started,
         {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "date": time.strftime("%Y-%m-%d")})
@@ -222,17 +220,17 @@ def run(config, topology, name, *, batch=0, hourly_rate=0.0, epoch_images=0, sea
     Raises: ValueError for devices that do not fit.
     """
     config = copy.deepcopy(config)
-    with absent_devices(topology) as devices:
-        if config.mesh.data * config.mesh.fsdp * config.mesh.tensor > 0:
-            config.mesh.data = -1
-        unit = len(devices) // max(config.mesh.tensor, 1) * config.train.accumulation_steps
-        config.train.batch_size = -(-(batch or config.train.batch_size) // unit) * unit
-        config.eval.batch_size = -(-config.eval.batch_size // unit) * unit
-        log.info("compiling %s for %s, %d devices, %d images a step: a quarter of an hour or more for a full-size model", name,
-                 topology, len(devices), config.train.batch_size)
-        plans = search(config, devices, topology, name) if searching else [compile_train(config, devices, topology, name)]
-        if inference:
-            plans.append(compile_inference(config, devices, topology, name))
+    devices = absent_devices(topology)
+    if config.mesh.data * config.mesh.fsdp * config.mesh.tensor > 0:
+        config.mesh.data = -1
+    unit = len(devices) // max(config.mesh.tensor, 1) * config.train.accumulation_steps
+    config.train.batch_size = -(-(batch or config.train.batch_size) // unit) * unit
+    config.eval.batch_size = -(-config.eval.batch_size // unit) * unit
+    log.info("compiling %s for %s, %d devices, %d images a step: a quarter of an hour or more for a full-size model", name,
+             topology, len(devices), config.train.batch_size)
+    plans = search(config, devices, topology, name) if searching else [compile_train(config, devices, topology, name)]
+    if inference:
+        plans.append(compile_inference(config, devices, topology, name))
     for plan in plans[:1] + plans[1:] * (not searching) + [p for p in plans[1:] if searching and p.program == "inference"]:
         print_plan(plan, hourly_rate, epoch_images)
     if searching:

@@ -128,15 +128,15 @@ def test_forward_and_gradients_compile_for_tpus(topology):
     def loss(x, offset, mask, kernels):
         out, = deform_convs([x], [Conv(0, 1, 0)], [offset], [mask], kernels)
         return (out**2).sum()
-    with absent_devices(topology) as devices:
-        mesh = sharding.make_mesh(devices=devices)
-        split = sharding.batch_sharding(mesh)
-        args = [jax.ShapeDtypeStruct((len(devices), 100, 168, channels), dtype, sharding=split)
-                for channels, dtype in ((256, jnp.bfloat16), (18, jnp.float32), (9, jnp.float32))]
-        args.append(jax.ShapeDtypeStruct((1, 9, 256, 256), jnp.bfloat16, sharding=sharding.replicated(mesh)))
-        with sharding.use(mesh, common.get_config().mesh.rules):
-            lowered = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3))).lower(*args)
-            compiled = lowered.compile()
+    devices = absent_devices(topology)
+    mesh = sharding.make_mesh(devices=devices)
+    split = sharding.batch_sharding(mesh)
+    args = [jax.ShapeDtypeStruct((len(devices), 100, 168, channels), dtype, sharding=split)
+            for channels, dtype in ((256, jnp.bfloat16), (18, jnp.float32), (9, jnp.float32))]
+    args.append(jax.ShapeDtypeStruct((1, 9, 256, 256), jnp.bfloat16, sharding=sharding.replicated(mesh)))
+    with sharding.use(mesh, common.get_config().mesh.rules):
+        lowered = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3))).lower(*args)
+        compiled = lowered.compile()
     assert lowered.as_text().count("tpu_custom_call") >= 2
     assert compiled.memory_analysis().temp_size_in_bytes < 400e6
     if topology.startswith("v5e"):                  # programs for the others cannot always be printed

@@ -1,17 +1,19 @@
 """What a plan reads off a compiled program, and the true step on TPUs that are not there."""
-import contextlib
 import dataclasses
 import importlib.util
 import json
 import logging
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import glipv2_t_stage1
-from glipv2_jax import plan
+from glipv2_jax import hlo, plan, sharding
+from glipv2_jax.losses.contrastive import inter_image_loss
 
-PLAN = plan.Plan("configs/x.py", "train", "glipv2_t", "v5e:4x4", "v5e", 16, {"data": 16, "fsdp": 1, "tensor": 1}, 64, (800, 1344), "nothing",
+PLAN = plan.Plan("configs/x.py", "train", "glipv2_t", "v5e:4x4", "v5e", 16, {"data": 16, "fsdp": 1, "tensor": 1}, 64, (800, 1344), "nothing", "auto",
                  int(1e9), int(2e9), int(1e6), int(5e9), int(1e8), 3e12, 6e9, {"fusion": 4e9, "heads": 2e9}, 1e6, 1e6, {"all-reduce": [3, int(1e9)]}, 60.0, {})
 
 
@@ -51,7 +53,7 @@ def test_the_search_fills_the_memory_and_puts_the_fastest_that_fits_first(monkey
             flops=images * 4e12 * (4 / 3 if again else 1), bytes_moved=0, traffic={}, gathered_rows=0, scattered_rows=0,
             collectives={"all-gather": [10, int(20e9 if sharded else 1e9)]})
     monkeypatch.setattr(plan, "compile_train", compiled)
-    monkeypatch.setattr(plan, "absent_devices", lambda topology: contextlib.nullcontext([None] * 16))
+    monkeypatch.setattr(plan, "absent_devices", lambda topology: [None] * 16)
     found = plan.run(glipv2_t_stage1.get_config(), "v5e:4x4", "configs/x.py", searching=True, output=tmp_path / "plans.json")
     best = found[0]
     assert (best.mesh["fsdp"], best.remat, best.batch_size // 16) == (1, "dots_with_no_batch_dims_saveable", 4) and best.spare > 0
@@ -103,6 +105,26 @@ def test_the_small_step_for_four_chips(compiler, tmp_path):
     sharded, = plan.run(config, "v5e:2x2", "configs/x.py")
     assert sharded.parameters < 0.4 * found.parameters and sharded.optimizer < 0.4 * found.optimizer
     assert "all-to-all" not in sharded.collectives
+
+
+@pytest.mark.slow
+@pytest.mark.tpu_compiler
+def test_the_inter_image_loss_gathers_a_large_batch_once(compiler):
+    """Regions and words of 1024 images travel to each of 256 chips once, not in every step of the loops over them."""
+    regions, tokens, width, boxes = 100, 256, 64, 100
+    shapes = [((1024, regions, width), jnp.float32), ((1024, tokens, width), jnp.float32), ((1024, regions), bool),
+              ((1024, regions), jnp.int32), ((1024, boxes, tokens), bool), ((1024, tokens), bool), ((1024, boxes), jnp.int32),
+              ((1024, tokens), jnp.int32)]
+    mesh = sharding.make_mesh(devices=plan.absent_devices("v5e:16x16"))
+    batch = [jax.ShapeDtypeStruct(*shape, sharding=sharding.batch_sharding(mesh)) for shape in shapes]
+
+    def loss(image, text, *rest):
+        total, count = inter_image_loss(image, text, -2.66, *rest)
+        return total / count
+    with sharding.use(mesh, ()):
+        text = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*batch).compile().as_text()
+    number, size = hlo.Program(text).collectives()["all-gather"]
+    assert number <= 8 and size <= 2 * 1024 * (regions + tokens) * width * 4
 
 
 @pytest.mark.slow
