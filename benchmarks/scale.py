@@ -73,7 +73,7 @@ def rows(plans):
             p = exact[0] if exact else derived(min(of_variant, key=lambda p: (p.chip != chip, p.devices)), chip, devices)
             origin = "compiled" if exact else "derived" if chip in plan.TPUS else "estimated"
             seconds = p.seconds()
-            yield [variant, f"{chip}-{devices}", origin, "gathers" if p.deform_conv == "gather" or chip not in plan.TPUS else "windows", f"{p.batch_size}", f"{p.total / 1e9:.1f} of {flops.CHIPS[chip].memory / 1e9:.0f}",
+            yield [variant, f"{chip}-{devices}", origin, "gathers" if p.deform_conv == "gather" else "windows", f"{p.batch_size}", f"{p.total / 1e9:.1f} of {flops.CHIPS[chip].memory / 1e9:.0f}",
                    f"{(p.parameters + p.optimizer) / 1e9:.2f}", f"{p.temporaries / 1e9:.2f}",
                    " / ".join(f"{1e3 * seconds[part]:.0f}" for part in ("products", "memory", "rows", "collectives")),
                    f"{1e3 * p.step_seconds():.0f}", f"{p.images_per_second():.0f}"]
