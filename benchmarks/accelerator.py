@@ -39,7 +39,7 @@ def commands(args, output):
         "correctness": ("-m", "pytest", "-q", "--accelerator", *["--slow"] * args.slow, "-p", "no:cacheprovider", f"--junitxml={output / 'tests.xml'}", *tests),
         "bfloat16": ("-m", "benchmarks.bfloat16_drift", "--cases=tiny"),
         "forward": ("-m", "benchmarks.forward", f"--variant={args.variant}", f"--sizes={size}", "--repeats=20", *dtype),
-        "forward, batch": ("-m", "benchmarks.forward", f"--variant={args.variant}", f"--sizes={size}", "--repeats=10", "--batch=8", *dtype),
+        "forward_batch": ("-m", "benchmarks.forward", f"--variant={args.variant}", f"--sizes={size}", "--repeats=10", "--batch=8", *dtype),
         "train": ("-m", "benchmarks.train", f"--variant={args.variant}", f"--size={size}", f"--batches={args.batches}", "--scan_layers", "--peer",
                   "--remat=none,nothing,dots_with_no_batch_dims_saveable", f"--output={output / 'train.json'}", *dtype),
         "detect": ("-m", "benchmarks.detect", f"--variant={args.variant}", f"--sizes={size}", "--batches=1,4", "--classes=1,80",

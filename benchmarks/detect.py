@@ -36,7 +36,8 @@ from rich.table import Table
 from configs import common
 from glipv2_jax.models.config import VARIANTS
 from glipv2_jax.models.glipv2 import GLIPv2, init_params
-from glipv2_jax.predict import PAD_MULTIPLE, Detector
+from glipv2_jax.predict import Detector
+from glipv2_jax.predictor import PAD_MULTIPLE
 from input_pipeline.tokenizer import Tokenizer
 
 CLASSES_PER_PROMPT = 100           # of 1.5 word pieces and a separator each: 252 tokens of 256

@@ -31,7 +31,10 @@ def step_speed(device, size, images, tokens, boxes, dtype, compiled, steps):
     if device == "cuda":
         torch.set_float32_matmul_precision("high")         # what XLA does by default with float32 on the same GPU
     rng = np.random.default_rng(0)
-    model = grounding_dino(size, auxiliary_loss=True).to(device).train()
+    try:
+        model = grounding_dino(size, auxiliary_loss=True).to(device).train()
+    except ValueError as error:                            # images too small for its queries
+        return {"failed": str(error)}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4, fused=device == "cuda")
     forward = torch.compile(model) if compiled else model
 

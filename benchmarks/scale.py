@@ -1,12 +1,12 @@
 """The table of docs/scale.md: what pre-training needs on TPU slices and how fast it could be, from plans that were compiled.
 
-    glipv2 plan --config=configs/glipv2_t_stage1.py --topology=v5e:4x4 --output=benchmarks/plans/glipv2_t_v5e_4x4.json
+    glipv2 plan --config=configs/glipv2_t_stage1.py --topology=v5e:4x4 --output=benchmarks/plans/glipv2_t_v5e_4x4.json       # and so on
     python -m benchmarks.scale
 
 A row for a slice that was compiled is what the compiler said. The others are derived from a row of the same model, with as many
 images on a device: parameters and optimizer state are placed anew, by shape; activations, temporaries and work of a device are
-those of the compiled row, as only whole images are split over devices; so are the collectives, whose bytes on a device hardly
-depend on how many take part. The estimate takes the chip's own peaks.
+those of the compiled row, as only whole images are split over devices; so are the collectives: sums of gradients hardly depend on
+how many take part, what the inter-image loss gathers grows with the batch and is small. The estimate takes the chip's own peaks.
 """
 import dataclasses
 import functools

@@ -96,12 +96,17 @@ def step_speed(config, images, steps):
             key = jax.jit(lambda: jax.random.key(config.seed + 1), out_shardings=sharding.replicated(mesh))()
             return mesh, create, abstract, batch, key, step.trace(abstract, batch, key)
 
+    kept = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)               # a compilation that was kept would be no time
-    started = time.perf_counter()
-    mesh, create, abstract, batch, key, trace = traced(config)
-    with sharding.use(mesh, config.mesh.rules):
-        compiled = trace.lower().compile()
+    try:
+        started = time.perf_counter()
+        mesh, create, abstract, batch, key, trace = traced(config)
+        with sharding.use(mesh, config.mesh.rules):
+            compiled = trace.lower().compile()
         compile_seconds = time.perf_counter() - started
+    finally:
+        jax.config.update("jax_enable_compilation_cache", kept)
+    with sharding.use(mesh, config.mesh.rules):
         state = jax.jit(create, out_shardings=shardings_of(abstract))(jax.random.key(config.seed))
         times = []
         for _ in range(1 + steps):

@@ -70,8 +70,11 @@ class Program:
             for _, kind, shapes, _, _ in self.computations[computation].values():
                 base = kind.removesuffix("-start")
                 if base in COLLECTIVES:
-                    # A start gives what it was given besides its result.
-                    size = max(map(_size, shapes), default=0) if kind != base else sum(map(_size, shapes))
+                    # A start, but for a sum's, gives what it was given besides its results, and scalars to wait for.
+                    if kind != base and base != "all-reduce":
+                        arrays = [shape for shape in shapes if shape[1]]
+                        shapes = arrays[len(arrays) // 2:]
+                    size = sum(map(_size, shapes))
                     number, total = found.get(base, (0, 0))
                     found[base] = [number + times, total + times * size]
         return found
@@ -97,13 +100,14 @@ class Program:
             return 0
         shapes = [instructions[name].shapes if name in instructions else [] for name in instruction.operands]
         reads, writes = [sum(map(_in_memory, of_operand)) for of_operand in shapes], sum(map(_in_memory, instruction.shapes))
+        result = sum(map(_size, instruction.shapes))
         if kind.endswith("-start"):                   # gives its operand again, its result, and what waits for it
             operand, result = (instruction.shapes * 2)[:2]
             return (_size(result) if kind.removesuffix("-start") in _SLICES else _in_memory(operand)) + _in_memory(result)
-        if kind in _SLICES:
-            return min(reads[:1] + [writes]) + sum(reads[1:]) + writes
-        if kind == "dynamic-update-slice":
-            return 2 * reads[1] if len(reads) > 1 else writes
+        if kind in _SLICES and reads:
+            return min(reads[0], result) + sum(reads[1:]) + writes
+        if kind == "dynamic-update-slice" and len(reads) > 1:
+            return reads[1] + min(writes, sum(map(_size, shapes[1])))
         if kind == "fusion" and (called := re.search(r"calls=%?([\w.\-]+)", instruction.text)):
             return self._moved_by_fusion(self.computations[called[1]], reads, writes)
         return sum(reads) + writes

@@ -2,7 +2,7 @@
 
     glipv2 plan --config=configs/glipv2_h_stage1.py --topology=v5p:2x2x4
 
-The TPU compiler (package libtpu) runs on any Linux machine. A full-size step takes it a quarter of an hour or more, and 10 GB.
+The TPU compiler (package libtpu) runs on any Linux machine. A full-size step takes it 15 to 25 minutes of one core, and 12 GB.
 """
 import copy
 import dataclasses
@@ -226,7 +226,7 @@ def run(config, topology, name, *, batch=0, hourly_rate=0.0, epoch_images=0, sea
     unit = len(devices) // max(config.mesh.tensor, 1) * config.train.accumulation_steps
     config.train.batch_size = -(-(batch or config.train.batch_size) // unit) * unit
     config.eval.batch_size = -(-config.eval.batch_size // unit) * unit
-    log.info("compiling %s for %s, %d devices, %d images a step: a quarter of an hour or more for a full-size model", name,
+    log.info("compiling %s for %s, %d devices, %d images a step: 15 to 25 minutes for a full-size model", name,
              topology, len(devices), config.train.batch_size)
     plans = search(config, devices, topology, name) if searching else [compile_train(config, devices, topology, name)]
     if inference:
@@ -263,13 +263,13 @@ def print_plan(p, hourly_rate=0.0, epoch_images=0):
     if p.traffic:
         table.add_row("moved by", ", ".join(f"{part} {100 * size / p.bytes_moved:.0f} %" for part, size in p.traffic.items()))
     table.add_row("collectives", ", ".join(f"{kind} {number}× {size / 1e9:.3f} GB" for kind, (number, size) in p.collectives.items())
-                  or "none")
+                  or ("none" if p.traffic else "not counted: this program cannot be printed"))
     table.add_row("at the chip's peak", ", ".join(f"{part} {1e3 * value:.1f} ms" for part, value in seconds.items()))
     table.add_row("roofline", f"{1e3 * p.step_seconds():.1f} ms a step, {p.images_per_second():.0f} images/s, "
-                  f"{100 * seconds['products'] / p.step_seconds():.0f} % of the peak in products; real steps are slower")
+                  f"{100 * seconds['products'] / p.step_seconds():.0f} % of the peak in products; an estimate, nothing was timed")
     if hourly_rate:
         images = epoch_images or 1e6
         hours = images / p.images_per_second() / 3600
         table.add_row(f"{images / 1e6:g} M images", f"{hours:.2f} h, {hours * p.devices * hourly_rate:.2f} at {hourly_rate:g} a chip and hour, "
-                      "at least")
+                      "by this estimate")
     Console(width=140).print(table)

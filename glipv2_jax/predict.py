@@ -18,7 +18,7 @@ from glipv2_jax.models.config import config_from_dict
 from glipv2_jax.models.describe import parameter_shapes
 from glipv2_jax.models.glipv2 import GLIPv2
 from glipv2_jax.phrases import noun_phrases
-from glipv2_jax.predictor import Predictor, averaged
+from glipv2_jax.predictor import PAD_MULTIPLE, Predictor, averaged
 from glipv2_jax.weights import BUILT_IN
 from input_pipeline import image_ops, prompts, text_ops
 from input_pipeline.answers import ANSWERS_FILE, AnswerList
@@ -26,7 +26,6 @@ from input_pipeline.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-PAD_MULTIPLE = 32            # the reference pads a batch to a multiple of this
 TEXTS_KEPT = 512             # encoded prompts a Detector remembers; one of GLIP-T takes 0.8 MB
 
 

@@ -13,6 +13,7 @@ from glipv2_jax.detection.anchors import STRIDES, anchors, level_shapes, level_s
 from glipv2_jax.detection.postprocess import postprocess
 from glipv2_jax.models import understanding
 
+PAD_MULTIPLE = 32            # the reference pads a batch to a multiple of this
 
 class Raw(NamedTuple):
     """What a model says of a prompt: alignment logits [B, A, T], box deltas [B, A, 4], centerness [B, A]; and with a mask

@@ -114,7 +114,7 @@ class Odvg:
         caption = field(content, "caption", str, where)
         boxes, spans, segmentations = [], [], []
         for region in self._confident(field(content, "regions", list, where)):
-            found, segmentation = field(region, "bbox", list, where), region.get("segmentation")
+            found, segmentation = field(region, "bbox", list, where), region.get("segmentation") if self._with_masks else None
             several = found and isinstance(found[0], list)
             if several and segmentation and not (isinstance(segmentation, list) and len(segmentation) == len(found)):
                 raise ValueError(f"{where}: found {len(found)} boxes of a region and the segmentation "

@@ -91,7 +91,7 @@ def test_far_samples_outside_of_the_map_do_not_matter():
     assert fits((maps, offsets, masks, kernels)) == [True, True]
 
 
-def test_images_stay_on_their_devices():
+def test_the_window_form_runs_under_a_mesh():
     arrays = branch(layer())
     with sharding.use(sharding.make_mesh(devices=jax.devices()[:1]), common.get_config().mesh.rules):
         found = run(arrays, "window")

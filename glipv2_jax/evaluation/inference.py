@@ -9,8 +9,7 @@ from glipv2_jax.detection.masks import PastedMasks
 from glipv2_jax.evaluation import augmented_views
 from glipv2_jax.evaluation.parts import Found, Parts
 from glipv2_jax.evaluation.sweep import batches, sweep
-from glipv2_jax.predict import PAD_MULTIPLE
-from glipv2_jax.predictor import averaged
+from glipv2_jax.predictor import PAD_MULTIPLE, averaged
 from input_pipeline import prompts
 from input_pipeline.masks import encode_mask
 

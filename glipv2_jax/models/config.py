@@ -85,7 +85,7 @@ class ModelConfig:
     # Of each block in the backward pass: "" keeps all activations, "nothing" computes them again from its inputs, else the name of
     # a jax.checkpoint policy, e.g. "dots_with_no_batch_dims_saveable".
     remat: str = ""
-    # Equal layers as one loop: a full-size program compiles in a fraction of the time and memory, for one copy of their kernels.
+    # Equal layers as one loop: compiling needs less time and much less memory, and the program one copy of their kernels more.
     scan_layers: bool = False
     deform_conv: str = "auto"         # on TPUs a kernel of our own where it can; "gather": XLA's gathers everywhere
 

@@ -109,4 +109,3 @@ def _interpolation(size, new_size):
     np.add.at(matrix, (np.arange(new_size), low), 1 - share)
     np.add.at(matrix, (np.arange(new_size), high), share)
     return matrix
-

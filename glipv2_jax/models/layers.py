@@ -74,7 +74,7 @@ def rematerialised(module, policy, static_argnums=()):
 
 
 def scanned(layers, body, carry, rng=None, rates=None):
-    """Runs through equal layers in one loop, of which the compiler sees one: a full-size step compiles several times faster.
+    """Runs through equal layers in one loop, of which the compiler sees one: it needs less time and much less memory.
 
     Values are those of one layer after another, but for dropout, which draws other numbers. The loop reads the layers' parameters side
     by side, kernels in the compute type; where they are kept does not change.

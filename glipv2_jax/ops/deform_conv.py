@@ -1,7 +1,7 @@
 """Modulated deformable 3×3 convolution of several feature maps with several kernels at once.
 
-Two forms compute the same: gathers (`deform_conv_gather`), and on TPUs a kernel that reads windows (`deform_conv_tpu`), about
-twice as fast there but blind to samples far from their place. Which one runs is decided here and nowhere else.
+Two forms compute the same: gathers (`deform_conv_gather`), and on TPUs a kernel that reads windows (`deform_conv_tpu`), by the
+compiler's figures faster there with its gradients, but blind to samples far from their place. Which one runs is decided here and nowhere else.
 Source: GLIP csrc/cuda/deform_conv_kernel_cuda.cu.
 """
 import collections
@@ -34,7 +34,7 @@ def deform_convs(maps, convs, offsets, masks, kernels, form="auto"):
       offsets: for each, [B, Ho, Wo, 18]: (dy, dx) of tap 0, of tap 1, …, in cells of its map.
       masks: for each, [B, Ho, Wo, 9] modulation.
       kernels: [S, 9, C, Co].
-      form: "gather"; "window", interpreted where there is no TPU; "auto": "window" when compiled for TPUs and the channels are
+      form: "gather"; "window", interpreted where there is no TPU or it could not; "auto": "window" when compiled for TPUs and the channels are
         multiples of 128, else "gather". With "window" an image that has a sample out of its window takes the gather form.
     Returns: for each, [B, Ho, Wo, Co] float32. A sample counts only where −1 < y < H and −1 < x < W; pixels outside are zero.
     Raises: ValueError for an unknown form, and for convolutions in another order.
@@ -144,5 +144,6 @@ def _in_form(form, gather, window, convs, maps, points, kernels, *grads):
     args = maps, points, kernels, *grads
     if form == "gather":
         return gathered(*args)
-    default = gathered if form == "auto" else functools.partial(windowed, interpret=True)
-    return jax.lax.platform_dependent(*args, tpu=windowed, default=default)
+    interpreted = functools.partial(windowed, interpret=True)
+    on_tpu = windowed if deform_conv_tpu.supported(kernels.shape[2:], {conv.stride for conv in convs}) else interpreted
+    return jax.lax.platform_dependent(*args, tpu=on_tpu, default=gathered if form == "auto" else interpreted)
