@@ -25,6 +25,7 @@ from glipv2_jax.train_state import abstract_state
 PLANS = pathlib.Path(__file__).parent / "plans"
 # H's state does not fit on a device: it lies over all of them.
 CONFIGS = {"glipv2_t": glipv2_t_stage1, "glipv2_b": glipv2_b_stage1, "glipv2_h": glipv2_h_stage1}
+PARTS = ("products", "memory", "rows", "collectives")
 SLICES = (("v5e", 16), ("v5e", 256), ("v5p", 64), ("v5p", 128), ("v6e", 64), ("v6e", 256), ("h100", 8))
 
 
@@ -52,8 +53,9 @@ def mesh_of(axes):
 
 def derived(base, chip, devices):
     """Plan for another slice, by the rule above, from the Plan `base` of the same model."""
-    axes = {"data": 1, "fsdp": devices} if base.mesh["fsdp"] > 1 else {"data": devices, "fsdp": 1}
-    axes["tensor"] = 1
+    # More chips for one copy of the state would not help: many sizes divide by 16 and no further.
+    fsdp = min(base.mesh["fsdp"], devices)
+    axes = {"data": devices // fsdp, "fsdp": fsdp, "tensor": 1}
     config, state, names = state_of(base.variant)
     placed = sharding.parameter_shardings(state, names, mesh_of(axes), config.mesh.rules, config.mesh.min_shard_size)
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
@@ -75,7 +77,7 @@ def rows(plans):
             seconds = p.seconds()
             yield [variant, f"{chip}-{devices}", origin, "gathers" if p.deform_conv == "gather" else "windows", f"{p.batch_size}", f"{p.total / 1e9:.1f} of {flops.CHIPS[chip].memory / 1e9:.0f}",
                    f"{(p.parameters + p.optimizer) / 1e9:.2f}", f"{p.temporaries / 1e9:.2f}",
-                   " / ".join(f"{1e3 * seconds[part]:.0f}" for part in ("products", "memory", "rows", "collectives")),
+                   " / ".join("–" if part == "collectives" and not p.traffic else f"{1e3 * seconds[part]:.0f}" for part in PARTS),
                    f"{1e3 * p.step_seconds():.0f}", f"{p.images_per_second():.0f}"]
 
 

@@ -18,10 +18,11 @@ def test_a_slice_of_another_kind_is_derived():
     assert found.seconds()["products"] == pytest.approx(PLAN.flops / flops.CHIPS["v6e"].flops)
 
 
-def test_a_state_over_all_devices_shrinks_with_them():
+def test_a_state_lies_over_as_many_devices_as_in_the_compiled_row():
     sharded = dataclasses.replace(PLAN, mesh={"data": 1, "fsdp": 16, "tensor": 1})
     sixteen, sixty_four = scale.derived(sharded, "v5e", 16), scale.derived(sharded, "v5e", 64)
-    assert sixteen.parameters < 1.02e9 / 14 and sixty_four.parameters < sixteen.parameters / 3
+    assert sixteen.parameters < 1.02e9 / 14 and sixty_four.parameters == sixteen.parameters
+    assert sixty_four.mesh == {"data": 4, "fsdp": 16, "tensor": 1} and scale.derived(sharded, "h100", 8).mesh["fsdp"] == 8
 
 
 def test_rows_say_how_they_came_about():
