@@ -33,6 +33,7 @@ def test_noise_obeys_the_contract():
     assert (words[mask] == 2).all() and not words[~mask].any() and (batch["positive_map"].sum(1) <= 1).all()
 
 
+@pytest.mark.slow
 def test_the_true_step_is_measured():
     """On all devices, state and batch sharded; the work that a step needs does not depend on what is computed again."""
     found = []
@@ -99,6 +100,7 @@ def test_processes_end_in_rows_or_in_errors():
         device._fits(_end, "error")
 
 
+@pytest.mark.slow
 def test_forward_times_its_parts_and_nms(monkeypatch, capsys):
     tiny = TINY | {"text_encoder": TINY["text_encoder"] | {"vocab_size": 20_000}}
     monkeypatch.setitem(VARIANTS, "tiny", model_config("glip_t", tiny))

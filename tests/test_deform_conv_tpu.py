@@ -65,6 +65,7 @@ def test_window_form_equals_gather_form():
     assert largest_error(run(arrays, "window"), run(arrays, "gather")) < 2e-6        # measured: 3e-7
 
 
+@pytest.mark.slow
 def test_window_form_in_bfloat16_rounds_little_more_than_the_gather_form():
     arrays = branch(layer())
     exact = run(arrays, "gather")
@@ -91,6 +92,7 @@ def test_far_samples_outside_of_the_map_do_not_matter():
     assert fits((maps, offsets, masks, kernels)) == [True, True]
 
 
+@pytest.mark.slow
 def test_the_window_form_runs_under_a_mesh():
     arrays = branch(layer())
     with sharding.use(sharding.make_mesh(devices=jax.devices()[:1]), common.get_config().mesh.rules):

@@ -164,7 +164,7 @@ def test_layers_in_a_loop_are_layers_one_after_another():
     assert sum(((a - b)**2).sum() for a, b in pairs) < 1e-10 * sum((a**2).sum() for a, _ in pairs)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 0.03)])
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), pytest.param(jnp.bfloat16, 0.03, marks=pytest.mark.slow)])
 def test_layers_of_the_clip_style_tower_in_a_loop(dtype, tolerance):
     models, params, batch = both_ways("glipv2_b", "clip", dtype)
     inputs = [batch[k] for k in ("image", "image_size", "token_ids", "token_mask")]
@@ -172,6 +172,7 @@ def test_layers_of_the_clip_style_tower_in_a_loop(dtype, tolerance):
     assert np.linalg.norm(looped - plain) < tolerance * np.linalg.norm(plain)
 
 
+@pytest.mark.slow
 def test_layers_in_a_loop_drop_each_its_own():
     overrides = DEEP | {"image_encoder": DEEP["image_encoder"] | {"drop_path": 0.5}, "fusion_dropout": 0.3, "scan_layers": True,
                         "text_encoder": DEEP["text_encoder"] | {"dropout": 0.3}}

@@ -18,6 +18,7 @@ def test_a_slice_of_another_kind_is_derived():
     assert found.seconds()["products"] == pytest.approx(PLAN.flops / flops.CHIPS["v6e"].flops)
 
 
+@pytest.mark.slow
 def test_a_state_lies_over_as_many_devices_as_in_the_compiled_row():
     sharded = dataclasses.replace(PLAN, mesh={"data": 1, "fsdp": 16, "tensor": 1})
     sixteen, sixty_four = scale.derived(sharded, "v5e", 16), scale.derived(sharded, "v5e", 64)
@@ -33,6 +34,7 @@ def test_rows_say_how_they_came_about():
     assert next(scale.rows([dataclasses.replace(PLAN, deform_conv="gather")]))[3] == "gathers"
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_table_of_the_plans():
     plans = scale.compiled()
     assert {plan.variant for plan in plans} >= {"glipv2_t", "glipv2_b"}

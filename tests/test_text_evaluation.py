@@ -143,6 +143,7 @@ def test_texts_and_heads_have_to_fit_before_anything_is_compiled(tmp_path):
         train.train_and_evaluate(config, tmp_path / "c")
 
 
+@pytest.mark.slow
 def test_a_list_of_one_answer_is_trained_scored_and_given(tmp_path):
     config = talking_config()
     config.model.overrides = config.model.overrides.to_dict() | {"num_answers": 1, "mlm_head": False, "contrastive_dim": 0}
