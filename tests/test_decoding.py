@@ -60,7 +60,7 @@ def test_wide_beams_find_the_best_of_all_texts(seed, length_penalty):
 @pytest.mark.parametrize("seed", range(4))
 def test_one_beam_is_greedy(seed):
     step, cache, _ = random_language(seed)
-    one = beam_search(step, cache(1), 2, beams=1, **OPTIONS)
+    one = beam_search(step, cache(1), 2, beams=1, length_penalty=0.0, **OPTIONS)
     greedy = greedy_search(step, cache(1), 2, **OPTIONS)
     np.testing.assert_array_equal(one.token_ids, greedy.token_ids)
     np.testing.assert_allclose(one.scores, greedy.scores, atol=1e-6)
