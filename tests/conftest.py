@@ -3,6 +3,7 @@ import contextlib
 import functools
 import importlib.util
 import json
+import logging
 import os
 import pathlib
 import sys
@@ -128,3 +129,12 @@ def detector():
     settings.canvases, settings.short_side, settings.max_size = ((64, 96), (96, 64)), 64, 96
     settings.max_detections = 20
     return Detector(model, params, tokenizer, settings, max_tokens=64)
+
+
+@pytest.fixture
+def compiler():
+    """Skips a test where the TPU compiler, which runs without TPUs, is not installed."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs the TPU compiler: pip install 'glipv2_jax[plan]'")
+    # Its own warnings, of a machine without TPUs, go to C++'s standard error.
+    logging.getLogger("jax").setLevel(logging.ERROR)

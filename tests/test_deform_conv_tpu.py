@@ -1,7 +1,5 @@
 """The window form against the gather form, forward and gradients: interpreted here, compiled for TPUs that are not there."""
 import functools
-import importlib.util
-import logging
 
 import jax
 import jax.numpy as jnp
@@ -121,11 +119,8 @@ def test_work_is_counted_for_the_platform():
 @pytest.mark.slow
 @pytest.mark.tpu_compiler
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
-def test_forward_and_gradients_compile_for_tpus(topology):
+def test_forward_and_gradients_compile_for_tpus(compiler, topology):
     """P3 of an image of 800 × 1344 on each of four chips: nothing moves between them but gradients of the kernels."""
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("needs the TPU compiler: pip install 'glipv2_jax[plan]'")
-    logging.getLogger("jax").setLevel(logging.ERROR)
 
     def loss(x, offset, mask, kernels):
         out, = deform_convs([x], [Conv(0, 1, 0)], [offset], [mask], kernels)

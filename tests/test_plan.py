@@ -1,8 +1,6 @@
 """What a plan reads off a compiled program, and the true step on TPUs that are not there."""
 import dataclasses
-import importlib.util
 import json
-import logging
 import sys
 
 import jax
@@ -61,14 +59,6 @@ def test_the_search_fills_the_memory_and_puts_the_fastest_that_fits_first(monkey
     assert [p.spare < 0 for p in found] == sorted(p.spare < 0 for p in found)
     said = capsys.readouterr().out
     assert "compiled, the best first" in said and said.count("of a device") == 1
-
-
-@pytest.fixture
-def compiler():
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("needs the TPU compiler: pip install 'glipv2_jax[plan]'")
-    # Its own warnings, of a machine without TPUs, go to C++'s standard error.
-    logging.getLogger("jax").setLevel(logging.ERROR)
 
 
 @pytest.mark.parametrize("origin, part", [

@@ -91,8 +91,11 @@ def scanned(layers, body, carry, rng=None, rates=None):
 
     def cast(path, x, dtype):
         return x.astype(dtype) if path[-1].key.endswith("kernel") else x
-    params = [[jax.tree_util.tree_map_with_path(functools.partial(cast, dtype=getattr(module, "dtype", None)), module.variables.get("params", {})) for module in step]
-              for step in layers]
+
+    def parameters(module):
+        to_dtype = functools.partial(cast, dtype=getattr(module, "dtype", None))
+        return jax.tree_util.tree_map_with_path(to_dtype, module.variables.get("params", {}))
+    params = [[parameters(module) for module in step] for step in layers]
     params = jax.tree.map(lambda *x: jnp.stack(x), *params)
     keys = None if rng is None else jax.random.split(rng, (len(layers), len(modules)))
 
