@@ -80,7 +80,7 @@ def main():
     sizes = [tuple(int(side) for side in size.split("x")) for size in args.sizes.split(",")]
     convs, arrays = layer(sizes, args.channels, args.images, jnp.dtype(args.dtype))
     # Interpreted, which is what it is elsewhere, the window form's time says nothing.
-    forms = ("gather", "window") if args.topology or jax.default_backend() == "tpu" else ("gather",)
+    forms = ("xla", "kernel") if args.topology or jax.default_backend() == "tpu" else ("xla",)
     results = {}
     for form in forms:
         for name, function in programs(convs, form).items():

@@ -2,12 +2,28 @@
 import dataclasses
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from glipv2_jax import draw
-from glipv2_jax.detection.boxes import iou_matrix
 from glipv2_jax.detection.masks import PastedMasks
 from glipv2_jax.evaluation.coco_json import detection_rows
+from glipv2_jax.evaluation.phrase_recall import xywh
 from input_pipeline import odvg
+
+
+def best_of_places(boxes, scores, iou=0.7):
+    """int [M]: the detections that overlap no better one by more than `iou`, whatever their names, best first.
+
+    Args:
+      boxes: [K, 4] `xyxy`, pixels. scores: [K].
+    """
+    if not len(boxes):
+        return np.zeros(0, int)
+    keep, overlaps = [], coco_mask.iou(xywh(boxes), xywh(boxes), [0] * len(boxes))
+    for k in np.argsort(-np.asarray(scores), kind="stable"):
+        if not (overlaps[k, keep] > iou).any():
+            keep.append(k)
+    return np.array(keep, int)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +99,7 @@ class Detections:
         Args:
           iou: a detection goes if its box overlaps a better one's by more.
         """
-        keep, overlaps = [], np.asarray(iou_matrix(self.boxes, self.boxes))
-        for k in range(len(self)):                    # best first
-            if not (overlaps[k, keep] > iou).any():
-                keep.append(k)
-        return self._only(np.array(keep, int))
+        return self._only(best_of_places(self.boxes, self.scores, iou))
 
     def _only(self, keep):
         masks = None if self.masks is None else self.masks[keep]

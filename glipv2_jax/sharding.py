@@ -135,6 +135,23 @@ def constrain_batch(tree):
     return jax.tree.map(one, tree)
 
 
+def map_images(function, *batched, whole=()):
+    """Runs a function on every device's own images: the partitioner cannot split a kernel of our own.
+
+    Args:
+      function: of `batched` and `whole`; its results have a leading axis of images.
+      batched: trees of arrays with a leading axis of images; they stay whole where it does not divide over the devices.
+      whole: trees of arrays that every device gets whole.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return function(*batched, *whole)
+    images = len(jax.tree.leaves(batched)[0])
+    split = PartitionSpec(BATCH_AXES) if images % batch_size_of(mesh) == 0 else PartitionSpec()
+    return jax.shard_map(function, in_specs=(*[split] * len(batched), *[PartitionSpec()] * len(whole)), out_specs=split,
+                         check_vma=False)(*batched, *whole)
+
+
 def global_batch(batch, mesh):
     """Host-local numpy batch → global arrays, every process holding its own rows."""
     sharding = batch_sharding(mesh)

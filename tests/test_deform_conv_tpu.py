@@ -60,14 +60,14 @@ def fits(arrays):
 def test_window_form_equals_gather_form():
     arrays = layer()
     assert fits(arrays) == [True, True]
-    assert largest_error(run(arrays, "window"), run(arrays, "gather")) < 2e-6        # measured: 3e-7
+    assert largest_error(run(arrays, "kernel"), run(arrays, "xla")) < 2e-6        # measured: 3e-7
 
 
 @pytest.mark.slow
 def test_window_form_in_bfloat16_rounds_little_more_than_the_gather_form():
     arrays = branch(layer())
-    exact = run(arrays, "gather")
-    window, gather = (largest_error(run(arrays, form, jnp.bfloat16), exact) for form in ("window", "gather"))
+    exact = run(arrays, "xla")
+    window, gather = (largest_error(run(arrays, form, jnp.bfloat16), exact) for form in ("kernel", "xla"))
     assert window < 1e-2 and window < 2 * gather
 
 
@@ -76,8 +76,8 @@ def test_an_image_with_far_samples_takes_the_gather_form():
     offsets[0] = offsets[0].at[1, 16, 18, :2].set(-9.0)
     arrays = maps, offsets, masks, kernels
     assert fits(arrays) == [True, False]
-    expected = run(arrays, "gather")
-    assert largest_error(run(arrays, "window"), expected) < 2e-6
+    expected = run(arrays, "xla")
+    assert largest_error(run(arrays, "kernel"), expected) < 2e-6
     # without the other form that sample would be lost
     points = ops._points(offsets[0], masks[0], SIZES[0], 1)
     lost, = window_conv(CONVS[:1], [maps[0][1]], [jax.tree.map(lambda x: x[1], points)], kernels, interpret=True)
@@ -94,8 +94,8 @@ def test_far_samples_outside_of_the_map_do_not_matter():
 def test_the_window_form_runs_under_a_mesh():
     arrays = branch(layer())
     with sharding.use(sharding.make_mesh(devices=jax.devices()[:1]), common.get_config().mesh.rules):
-        found = run(arrays, "window")
-    assert largest_error(found, run(arrays, "gather")) < 2e-6
+        found = run(arrays, "kernel")
+    assert largest_error(found, run(arrays, "xla")) < 2e-6
 
 
 def test_the_form_is_chosen_by_platform():
@@ -103,7 +103,7 @@ def test_the_form_is_chosen_by_platform():
         traced = jax.jit(functools.partial(run, form=form, dtype=jnp.bfloat16)).trace(jax.eval_shape(lambda: layer(channels)))
         return "tpu_custom_call" in traced.lower(lowering_platforms=(platform,)).as_text()
     assert lowered(128, "tpu") and not lowered(128, "cpu")
-    assert not lowered(8, "tpu") and not lowered(128, "tpu", "gather")
+    assert not lowered(8, "tpu") and not lowered(128, "tpu", "xla")
 
 
 def test_work_is_counted_for_the_platform():

@@ -45,7 +45,7 @@ def test_the_file_holds_a_program_for_every_platform_and_any_batch(archive):
 
 
 def test_it_has_no_kernel_of_one_platform(detector):
-    assert detector.model.config.deform_conv == "auto" and archive_file.portable(detector.model).config.deform_conv == "gather"
+    assert detector.model.config.kernels == "auto" and archive_file.portable(detector.model).config.kernels == "xla"
 
 
 def test_its_detections_are_the_detectors(archive, detector, photo):

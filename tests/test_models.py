@@ -70,8 +70,8 @@ def test_unknown_fields_and_values_are_refused():
         model_config("glip_x")
     with pytest.raises(ValueError, match="multiple of 16"):
         model_config("glip_t", {"channels": 100})
-    with pytest.raises(ValueError, match="model.deform_conv: found 'window', expected 'auto' or 'gather'"):
-        model_config("glip_t", {"deform_conv": "window"})
+    with pytest.raises(ValueError, match="model.kernels: found 'windows', expected 'auto' or 'xla'"):
+        model_config("glip_t", {"kernels": "windows"})
 
 
 @pytest.fixture(scope="module")

@@ -5,18 +5,19 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from glipv2_jax import draw
+from glipv2_jax.detections import best_of_places
 from glipv2_jax.evaluation.phrase_recall import xywh
 from input_pipeline import image_ops, text_ops
 from input_pipeline.masks import decode_mask
 
-SHOWN_SCORE = 0.4        # of class detections; what is weaker would hide the rest
+SHOWN_SCORE = 0.4        # of class detections; what is weaker, or lies under a better one, would hide the rest
 
 
 def write(path, source, parts, count):
     """A sheet of `count` images, half of them the worst; none if there is no truth to compare with.
 
-    The measure for classes is the F score of the detections above `SHOWN_SCORE` at IoU 0.5, for captions the share of phrases
-    whose best box lies on one of their boxes.
+    The measure for classes is the F score at IoU 0.5 of what is shown: detections above `SHOWN_SCORE`, the best of every place.
+    For captions it is the share of phrases whose best box lies on one of their boxes.
 
     Args:
       path: file to write. source: of the records. parts: iterable of `parts.Found`. count: images.
@@ -73,8 +74,8 @@ def _quality(record, found):
         hits = [label in best and overlaps[best[label]][phrase == label].max() >= 0.5 for label in set(phrase.tolist())]
         return float(np.mean(hits))
     classes, free, hits = np.asarray(record["classes"])[~crowd], np.ones(len(truth), bool), 0
-    shown = np.flatnonzero(found.scores > SHOWN_SCORE)
-    for row in shown[np.argsort(-found.scores[shown], kind="stable")]:
+    shown = _shown(found, boxes)
+    for row in shown:
         row_overlaps = np.where(free & (classes == found.labels[row]), overlaps[row], 0)
         match = row_overlaps.argmax()
         if row_overlaps[match] >= 0.5:
@@ -82,16 +83,22 @@ def _quality(record, found):
     return 2 * hits / (len(truth) + len(shown))
 
 
+def _shown(found, boxes):
+    """int [M]: which class detections are drawn, best first."""
+    strong = np.flatnonzero(found.scores > SHOWN_SCORE)
+    return strong[best_of_places(boxes[strong], found.scores[strong])]
+
+
 def _of_classes(source, record, found):
     image, boxes = image_ops.pixels_of(record), found.original_boxes()
-    shown = found.scores > SHOWN_SCORE
+    shown = _shown(found, boxes)
     labels = [source.class_names[label] for label in found.labels[shown]]
     truth = [source.class_names[c] for c in record["classes"]]
     colors = draw.phrase_colors(truth + labels)
     true_masks = masks = None
     if found.masks is not None:
         true_masks = record.get("masks")
-        masks = np.array([decode_mask(found.masks[k], boxes[k], image.shape[:2]) for k in np.flatnonzero(shown)], bool)
+        masks = np.array([decode_mask(found.masks[k], boxes[k], image.shape[:2]) for k in shown], bool)
         masks = masks.reshape(-1, *image.shape[:2])
     return [draw.draw_detections(image, record["boxes"], truth, masks=true_masks, colors=colors),
             draw.draw_detections(image, boxes[shown], labels, found.scores[shown], masks=masks, colors=colors)]

@@ -87,7 +87,7 @@ class ModelConfig:
     remat: str = ""
     # Equal layers as one loop: compiling needs less time and much less memory, and the program one copy of their kernels more.
     scan_layers: bool = False
-    deform_conv: str = "auto"         # on TPUs a kernel of our own where it can; "gather": XLA's gathers everywhere
+    kernels: str = "auto"             # on TPUs kernels of our own where they can; "xla": XLA's operations everywhere
 
     def __post_init__(self):
         if self.text_encoder.kind not in ("bert", "clip"):
@@ -96,8 +96,8 @@ class ModelConfig:
             object.__setattr__(self, "remat", "nothing" if self.remat else "")
         if self.remat not in REMAT_POLICIES:
             raise ValueError(f"model.remat: found {self.remat!r}, expected one of {REMAT_POLICIES}")
-        if self.deform_conv not in ("auto", "gather"):
-            raise ValueError(f"model.deform_conv: found {self.deform_conv!r}, expected 'auto' or 'gather'")
+        if self.kernels not in ("auto", "xla"):
+            raise ValueError(f"model.kernels: found {self.kernels!r}, expected 'auto' or 'xla'")
         if len(self.image_encoder.depths) != 4 or len(self.image_encoder.num_heads) != 4:
             raise ValueError("model.image_encoder: depths and num_heads need 4 entries, found "
                              f"{self.image_encoder.depths} and {self.image_encoder.num_heads}")

@@ -22,7 +22,7 @@ class DyConv(nn.Module):
     """
     channels: int
     dtype: jnp.dtype = jnp.float32
-    deform_conv: str = "auto"
+    kernels: str = "auto"
 
     @nn.compact
     def __call__(self, levels):
@@ -53,7 +53,7 @@ class DyConv(nn.Module):
                    for name in branches]
         kernels = jnp.stack([gathered(kernel.astype(self.dtype), axes) for kernel in kernels])
         outs = iter(deform_convs(levels, convs, conv_offsets, conv_masks,
-                                 kernels.reshape(len(branches), TAPS, self.channels, self.channels), self.deform_conv))
+                                 kernels.reshape(len(branches), TAPS, self.channels, self.channels), self.kernels))
 
         merged = [[] for _ in levels]
         for name, group in branches.items():

@@ -1,8 +1,8 @@
 """Deep fusion: one score matrix between all regions and all words, softmaxed in both directions.
 
 Source: GLIP utils/fuse_helper.py, type MHA-B. The 2048-wide projections of the regions are absorbed into the text
-side by associativity, `(v Wq)(k)ᵀ = v (Wq kᵀ)` and `Aᵀ(v Wv) = (Aᵀ v) Wv`, so that no regions × 2048 tensor exists,
-and the regions are scanned in chunks with an online softmax over them, so that no regions × words tensor exists either.
+side by associativity, `(v Wq)(k)ᵀ = v (Wq kᵀ)` and `Aᵀ(v Wv) = (Aᵀ v) Wv`, so that no regions × 2048 tensor exists;
+no regions × words tensor exists either, see `ops/bidirectional_attention.py`.
 """
 import flax.linen as nn
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from glipv2_jax.models.bert import CLAMP
 from glipv2_jax.models.layers import LayerNorm, named
+from glipv2_jax.ops.bidirectional_attention import bidirectional_attention
 from glipv2_jax.ops.einsum import einsum_float32 as einsum
 from glipv2_jax.sharding import gathered
 
@@ -32,6 +33,7 @@ class Fusion(nn.Module):
     dropout: float
     chunk: int
     scale_init: float
+    kernels: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
@@ -52,8 +54,9 @@ class Fusion(nn.Module):
         values = einsum("bnth,nhc->bntc", values, self.region_out[0])              # words as written to regions
 
         rng = self.make_rng("dropout") if train and self.dropout > 0 else None
-        region_delta, context, mass = _attend(
-            regions, scorer, score_bias, values.astype(self.dtype), token_mask, self.chunk, self.dropout, rng)
+        region_delta, context, mass = bidirectional_attention(
+            regions, scorer, score_bias, values.astype(self.dtype), token_mask, chunk=self.chunk, clamp=CLAMP,
+            dropout=self.dropout, rng=rng, form=self.kernels)
         region_delta = region_delta + self.region_out[1]
         if causal is not None:
             region_delta = jnp.where(causal[:, None, None], 0, region_delta)
@@ -74,7 +77,7 @@ class Fusion(nn.Module):
         scorer, score_bias = self._scorer(words)
         scores = einsum("bac,bcnt->bant", regions, scorer) + score_bias[:, None]
         weights = jax.nn.softmax(jnp.clip(scores, -CLAMP, CLAMP), axis=1).astype(self.dtype)
-        return self._updated(words, einsum("bant,bac->bntc", weights, regions), jnp.ones(score_bias.shape))
+        return self._updated(words, einsum("bant,bac->bcnt", weights, regions), jnp.ones(score_bias.shape))
 
     def _scorer(self, words):
         """Normed words as seen by regions: kernel [B, C, N, T] and bias [B, N, T] of the score matrix."""
@@ -84,8 +87,8 @@ class Fusion(nn.Module):
         return scorer.astype(self.dtype), einsum("nh,bnth->bnt", self.query[1], keys) * head_scale
 
     def _updated(self, words, context, mass):
-        """Normed words with what they have read of the regions, `context` [B, N, T, C] and `mass` [B, N, T] of `_attend`."""
-        delta = einsum("bntc,cnh->bnth", context.astype(self.dtype), self.region_value[0])
+        """Normed words with what they have read of the regions, `context` [B, C, N, T] and `mass` [B, N, T]."""
+        delta = einsum("bcnt,cnh->bnth", context.astype(self.dtype), self.region_value[0])
         delta = (delta + mass[..., None] * self.region_value[1][:, None]).astype(self.dtype)
         delta = einsum("bnth,nhd->btd", delta, self.word_out[0])
         return words + (self.word_scale * (delta + self.word_out[1])).astype(self.dtype)
@@ -99,58 +102,3 @@ class Fusion(nn.Module):
         kernel = gathered(kernel.astype(self.dtype), axes)
         bias = self.param(f"{name}_bias", named(nn.initializers.zeros, axes[-1:]), (bias,))
         return (kernel.reshape(n, h, width), bias) if out else (kernel.reshape(width, n, h), bias.reshape(n, h))
-
-
-def _attend(regions, scorer, score_bias, values, token_mask, chunk, dropout, rng):
-    """Both softmaxes of the score matrix, in chunks of regions.
-
-    Heads and words lie side by side in one axis, so that every product is a plain batched matrix product.
-
-    Args:
-      regions: [B, A, C]. scorer: [B, C, N, T]. score_bias: [B, N, T]. values: [B, N, T, C]. token_mask: [B, T] bool.
-      chunk: regions a step. dropout: rate on both weight matrices, used when rng is not None.
-    Returns:
-      region_delta: [B, A, C] float32, Σ over heads and words of word weights · values.
-      context: [B, N, T, C] float32, Σ over regions of region weights · regions.
-      mass: [B, N, T] float32, Σ of the region weights: 1 without dropout.
-    """
-    b, a, c = regions.shape
-    n, t = score_bias.shape[1:]
-    chunk = min(chunk, a)
-    steps = -(-a // chunk)
-    padded = jnp.pad(regions, ((0, 0), (0, steps * chunk - a), (0, 0)))
-    real = (jnp.arange(steps * chunk) < a).reshape(steps, chunk, 1)
-    padded = padded.reshape(b, steps, chunk, c).swapaxes(0, 1)
-    scorer, values = scorer.reshape(b, c, n * t), values.reshape(b, n * t, c)
-    score_bias = score_bias.reshape(b, 1, n * t)
-
-    def drop(weights, key):
-        if rng is None:
-            return weights
-        return jnp.where(jax.random.bernoulli(key, 1 - dropout, weights.shape), weights / (1 - dropout), 0.0)
-
-    @jax.checkpoint
-    def step(carry, inputs):
-        largest, total, mass, context = carry
-        x, real, index = inputs
-        key_words, key_regions = (None, None) if rng is None else jax.random.split(jax.random.fold_in(rng, index))
-        scores = jnp.clip(einsum("bac,bck->bak", x, scorer) + score_bias, -CLAMP, CLAMP)
-        masked = jnp.where(token_mask[:, None, None], scores.reshape(b, chunk, n, t), jnp.finfo(jnp.float32).min)
-        word_weights = jax.nn.softmax(masked).reshape(scores.shape)
-        delta = einsum("bak,bkc->bac", drop(word_weights, key_words).astype(x.dtype), values)
-
-        # Online softmax over regions. The running maximum only keeps exp in range: no gradient passes through it.
-        scores = jnp.where(real, scores, -jnp.inf)
-        new_largest = jax.lax.stop_gradient(jnp.maximum(largest, scores.max(1)))
-        shrink = jnp.exp(largest - new_largest)
-        weights = jnp.exp(scores - new_largest[:, None])
-        kept = drop(weights, key_regions)
-        total = total * shrink + weights.sum(1)
-        mass = mass * shrink + kept.sum(1)
-        context = context * shrink[..., None] + einsum("bak,bac->bkc", kept.astype(x.dtype), x)
-        return (new_largest, total, mass, context), delta
-
-    start = (jnp.full((b, n * t), -2 * CLAMP), *jnp.zeros((2, b, n * t)), jnp.zeros((b, n * t, c)))
-    (_, total, mass, context), delta = jax.lax.scan(step, start, (padded, real, jnp.arange(steps)))
-    delta = delta.swapaxes(0, 1).reshape(b, steps * chunk, c)[:, :a]
-    return delta, (context / total[..., None]).reshape(b, n, t, c), (mass / total).reshape(b, n, t)

@@ -86,13 +86,13 @@ class GLIPv2(nn.Module):
         blocks = range(c.num_blocks)
         if c.fusion:
             self.fusion = [fusion(c.channels, text.width, c.fusion_dim, c.fusion_heads, c.fusion_dropout, c.fusion_chunk, 1 / c.num_blocks,
-                                  dtype) for _ in blocks]
+                                  c.kernels, dtype) for _ in blocks]
             options = {"dtype": dtype}
             if text.kind == "bert":
                 # The reference leaves these layers at PyTorch's default initialisation.
                 options |= {"dropout": text.dropout, "clamp": True, "kernel_init": TORCH_DEFAULT}
             self.text_layer = [text_layer(text.width, c.text_heads, c.text_mlp_dim, **options) for _ in blocks]
-        self.dyconv = [dyconv(c.channels, dtype, c.deform_conv) for _ in blocks]
+        self.dyconv = [dyconv(c.channels, dtype, c.kernels) for _ in blocks]
         self.localization = LocalizationHead(c.num_class_logits, dtype)
         self.grounding = GroundingHead(dtype)
         if c.mlm_head:

@@ -10,14 +10,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from glipv2_jax.ops import deform_conv_tpu
 from glipv2_jax.ops.deform_conv_gather import TAPS, gather_conv, gather_gradients
 from glipv2_jax.ops.deform_conv_tpu import window_conv, window_gradients
-from glipv2_jax.sharding import BATCH_AXES, batch_size_of
+from glipv2_jax.sharding import map_images
 
-FORMS = ("auto", "gather", "window")
+FORMS = ("auto", "xla", "kernel")
 
 # One convolution: index of its map, its stride (padding is 1), index of its kernel.
 Conv = collections.namedtuple("Conv", "source stride kernel")
@@ -34,8 +33,8 @@ def deform_convs(maps, convs, offsets, masks, kernels, form="auto"):
       offsets: for each, [B, Ho, Wo, 18]: (dy, dx) of tap 0, of tap 1, …, in cells of its map.
       masks: for each, [B, Ho, Wo, 9] modulation.
       kernels: [S, 9, C, Co].
-      form: "gather"; "window", interpreted where there is no TPU or it could not; "auto": "window" when compiled for TPUs and the channels are
-        multiples of 128, else "gather". With "window" an image that has a sample out of its window takes the gather form.
+      form: "xla", gathers; "kernel", windows, interpreted where there is no TPU or it could not; "auto": "kernel" when compiled for TPUs
+        and the channels are multiples of 128, else "xla". With "kernel" an image that has a sample out of its window takes gathers.
     Returns: for each, [B, Ho, Wo, Co] float32. A sample counts only where −1 < y < H and −1 < x < W; pixels outside are zero.
     Raises: ValueError for an unknown form, and for convolutions in another order.
     """
@@ -47,7 +46,7 @@ def deform_convs(maps, convs, offsets, masks, kernels, form="auto"):
     points = [_points(offset, mask, maps[conv.source].shape[1:3], conv.stride)
               for conv, offset, mask in zip(convs, offsets, masks)]
     if form == "auto" and not deform_conv_tpu.supported(kernels.shape[2:], {conv.stride for conv in convs}):
-        form = "gather"
+        form = "xla"
     return _convs((convs, form), list(maps), points, kernels)
 
 
@@ -127,22 +126,18 @@ def _in_form(form, gather, window, convs, maps, points, kernels, *grads):
         return jax.vmap(gather, in_axes=(0, 0, None, *[0] * len(grads)))(maps, points, kernels, *grads)
 
     def windowed(maps, points, kernels, *grads, interpret=False):
-        def local(maps, points, kernels, *grads):
+        def local(maps, points, *rest):
+            *grads, kernels = rest
+
             def one(image):
                 maps, points, *grads = image
                 return jax.lax.cond(deform_conv_tpu.all_fit(convs, points), functools.partial(window, interpret=interpret), gather,
                                     maps, points, kernels, *grads)
             return jax.lax.map(one, (maps, points, *grads))
-        mesh = jax.sharding.get_abstract_mesh()
-        if mesh.empty:
-            return local(maps, points, kernels, *grads)
-        # The partitioner cannot split a kernel of our own.
-        split = PartitionSpec(BATCH_AXES) if len(maps[0]) % batch_size_of(mesh) == 0 else PartitionSpec()
-        return jax.shard_map(local, in_specs=(split, split, PartitionSpec(), *[split] * len(grads)), out_specs=split,
-                             check_vma=False)(maps, points, kernels, *grads)
+        return map_images(local, maps, points, *grads, whole=(kernels,))
 
     args = maps, points, kernels, *grads
-    if form == "gather":
+    if form == "xla":
         return gathered(*args)
     interpreted = functools.partial(windowed, interpret=True)
     on_tpu = windowed if deform_conv_tpu.supported(kernels.shape[2:], {conv.stride for conv in convs}) else interpreted

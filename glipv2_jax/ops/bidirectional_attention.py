@@ -1,0 +1,180 @@
+"""Attention in both directions through one score matrix: regions read words, words read regions.
+
+Two forms compute the same, gradients too: a scan over chunks of regions, and on TPUs a kernel (`bidirectional_attention_tpu`) whose scores
+never leave the chip. Which one runs is decided here and nowhere else. Neither holds a regions × words matrix: the softmax over regions
+is an online one, and the backward pass computes scores again from what the forward pass has kept of every column.
+
+Heads and words lie side by side in one axis of K = N · T columns, so that every product is a plain batched matrix product.
+Source: GLIP utils/fuse_helper.py, BiMultiHeadAttention.
+"""
+import collections
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glipv2_jax.ops import bidirectional_attention_tpu as tpu
+from glipv2_jax.ops.dropout_masks import dropout_masks
+from glipv2_jax.ops.einsum import einsum_float32 as einsum
+from glipv2_jax.sharding import map_images
+
+FORMS = ("auto", "xla", "kernel")
+
+# What a program is made for: the form, regions of a chunk, the largest score, the rate of dropout.
+Settings = collections.namedtuple("Settings", "form chunk clamp dropout")
+
+
+def bidirectional_attention(regions, scorer, score_bias, values, token_mask, *, chunk, clamp, dropout=0.0, rng=None, form="auto"):
+    """Both softmaxes of the scores `regions · scorer + score_bias`, and what they weigh.
+
+    Args:
+      regions: [B, A, C]. scorer: [B, C, N, T]. score_bias: [B, N, T]. values: [B, N, T, C], what regions read.
+      token_mask: [B, T] bool, the words that regions read; every word reads all regions.
+      chunk: regions a step of the scan. clamp: scores are clipped to ±clamp. dropout: rate on the weights of both directions, with `rng`.
+      form: "xla", the scan; "kernel", interpreted where there is no TPU; "auto": "kernel" when compiled for TPUs and the sizes allow it.
+    Returns:
+      region_delta: [B, A, C] float32, Σ over heads and words of word weights · values.
+      context: [B, C, N, T] float32, Σ over regions of region weights · regions.
+      mass: [B, N, T] float32, Σ of the region weights: 1 without dropout.
+    Raises: ValueError for an unknown form.
+    """
+    if form not in FORMS:
+        raise ValueError(f"bidirectional_attention: found {form!r}, expected one of {FORMS}")
+    b, a, c = regions.shape
+    n, t = score_bias.shape[1:]
+    seeds = jnp.zeros((b, 2), jnp.uint32) if rng is None else jax.random.bits(rng, (b, 2), jnp.uint32)
+    settings = Settings("xla" if form == "auto" and not tpu.supported(c, t) else form, min(chunk, a), clamp, 0.0 if rng is None else dropout)
+    delta, context, mass = _attention(
+        settings, regions, scorer.reshape(b, c, n * t), score_bias.reshape(b, n * t), values.reshape(b, n * t, c), token_mask, seeds)
+    return delta, context.reshape(b, c, n, t), mass.reshape(b, n, t)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(settings, *args):
+    return _attention_forward(settings, *args)[0]
+
+
+def _attention_forward(settings, *args):
+    delta, context, mass, columns = _in_form(settings, _scan, tpu.attention, *args)
+    return (delta, context, mass), (args, context, mass, columns)
+
+
+def _attention_backward(settings, residuals, grads):
+    args, context, mass, columns = residuals
+    regions, scorer, score_bias, values, *_ = args
+    grad_delta, grad_context, grad_mass = grads
+    # Σ over regions of weight · gradient of weight, which the softmax over regions takes off each column: no pass over regions needed.
+    share = (context * grad_context).sum(1) + mass * grad_mass
+    grad_regions, *rest = _in_form(settings, _scan_gradients, tpu.attention_gradients, *args, columns, share,
+                                   grad_delta.astype(regions.dtype), grad_context.astype(regions.dtype), grad_mass)
+    grad_scorer, grad_bias, grad_values = rest
+    return (grad_regions.astype(regions.dtype), grad_scorer.astype(scorer.dtype), grad_bias.astype(score_bias.dtype),
+            grad_values.astype(values.dtype), None, None)
+
+
+_attention.defvjp(_attention_forward, _attention_backward)
+
+
+def _in_form(settings, scan, kernel, *args):
+    """Runs one of two functions of a batch."""
+    def on_chip(*args, interpret=False):
+        return map_images(functools.partial(kernel, settings.clamp, settings.dropout, interpret=interpret), *args)
+    scan = functools.partial(scan, settings)
+    if settings.form == "xla":
+        return scan(*args)
+    interpreted = functools.partial(on_chip, interpret=True)
+    on_tpu = on_chip if tpu.supported(args[0].shape[2], args[4].shape[1]) else interpreted
+    return jax.lax.platform_dependent(*args, tpu=on_tpu, default=scan if settings.form == "auto" else interpreted)
+
+
+def _chunks(settings, *arrays):
+    """[B, A, …] → [steps, B, chunk, …] of each, zeros at the end, and first row and [chunk, 1] of rows that are regions, of every step."""
+    b, a = arrays[0].shape[:2]
+    steps = -(-a // settings.chunk)
+    padded = [jnp.pad(x, ((0, 0), (0, steps * settings.chunk - a), (0, 0))) for x in arrays]
+    padded = [x.reshape(b, steps, settings.chunk, -1).swapaxes(0, 1) for x in padded]
+    rows = np.arange(steps * settings.chunk, dtype=np.int32).reshape(steps, settings.chunk, 1)
+    return *padded, rows[:, 0, 0], rows < a
+
+
+def _whole(chunks, a):
+    """[steps, B, chunk, C] → [B, A, C]."""
+    steps, b, chunk, c = chunks.shape
+    return chunks.swapaxes(0, 1).reshape(b, steps * chunk, c)[:, :a]
+
+
+def _word_softmax(scores, token_mask):
+    """[B, R, K] → weights over the words of each head."""
+    b, rows, k = scores.shape
+    scores = scores.reshape(b, rows, -1, token_mask.shape[1])
+    return jax.nn.softmax(jnp.where(token_mask[:, None, None], scores, jnp.finfo(jnp.float32).min)).reshape(b, rows, k)
+
+
+def _kept(settings, seeds, first, shape):
+    """Factors by which word weights and region weights are multiplied."""
+    if not settings.dropout:
+        return 1.0, 1.0
+    return jax.vmap(lambda seed: dropout_masks(seed[0], seed[1], first, shape, settings.dropout))(seeds)
+
+
+def _scan(settings, regions, scorer, score_bias, values, token_mask, seeds):
+    """(region_delta, context [B, C, K], mass [B, K], columns).
+
+    Columns are what the backward pass needs of each, [B, K]: the largest score of all regions, the sum of the exponentials below it.
+    """
+    b, a, c = regions.shape
+    k = scorer.shape[2]
+
+    def step(carry, inputs):
+        largest, total, mass, context = carry
+        x, first, real = inputs
+        kept_words, kept_regions = _kept(settings, seeds, first, (settings.chunk, k))
+        scores = jnp.clip(einsum("bac,bck->bak", x, scorer) + score_bias[:, None], -settings.clamp, settings.clamp)
+        delta = einsum("bak,bkc->bac", (_word_softmax(scores, token_mask) * kept_words).astype(x.dtype), values)
+
+        scores = jnp.where(real, scores, -jnp.inf)
+        new_largest = jnp.maximum(largest, scores.max(1))
+        shrink, weights = jnp.exp(largest - new_largest), jnp.exp(scores - new_largest[:, None])
+        kept = weights * kept_regions
+        total, mass = total * shrink + weights.sum(1), mass * shrink + kept.sum(1)
+        context = context * shrink[:, None] + einsum("bac,bak->bck", x, kept.astype(x.dtype))
+        return (new_largest, total, mass, context), delta
+
+    start = (jnp.full((b, k), -2.0 * settings.clamp), *jnp.zeros((2, b, k)), jnp.zeros((b, c, k)))
+    (largest, total, mass, context), delta = jax.lax.scan(step, start, _chunks(settings, regions))
+    return _whole(delta, a), context / total[:, None], mass / total, (largest, total)
+
+
+def _scan_gradients(settings, regions, scorer, score_bias, values, token_mask, seeds, columns, share, grad_delta, grad_context, grad_mass):
+    """Gradients of regions, scorer, score_bias and values, float32. grad_context: [B, C, K]."""
+    b, a, c = regions.shape
+    k = scorer.shape[2]
+    largest, total = columns
+
+    def step(carry, inputs):
+        grad_scorer, grad_bias, grad_values = carry
+        x, grad, first, real = inputs
+        kept_words, kept_regions = _kept(settings, seeds, first, (settings.chunk, k))
+        scores = einsum("bac,bck->bak", x, scorer) + score_bias[:, None]
+        inside, scores = jnp.abs(scores) < settings.clamp, jnp.clip(scores, -settings.clamp, settings.clamp)
+
+        words = _word_softmax(scores, token_mask)
+        grad_values += einsum("bak,bac->bkc", (words * kept_words).astype(x.dtype), grad)
+        grad_words = einsum("bac,bkc->bak", grad, values) * kept_words
+        per_head = (b, settings.chunk, -1, token_mask.shape[1])
+        summed = (words * grad_words).reshape(per_head).sum(-1, keepdims=True)
+        grad_scores = words * (grad_words.reshape(per_head) - summed).reshape(words.shape)
+
+        weights = jnp.where(real, jnp.exp(scores - largest[:, None]) / total[:, None], 0.0)
+        grad_weights = (einsum("bac,bck->bak", x, grad_context) + grad_mass[:, None]) * kept_regions
+        grad_scores = jnp.where(inside, grad_scores + weights * (grad_weights - share[:, None]), 0.0)
+
+        grad_x = einsum("bak,bck->bac", (weights * kept_regions).astype(x.dtype), grad_context)
+        grad_x += einsum("bak,bck->bac", grad_scores.astype(x.dtype), scorer)
+        grad_scorer += einsum("bac,bak->bck", x, grad_scores.astype(x.dtype))
+        return (grad_scorer, grad_bias + grad_scores.sum(1), grad_values), grad_x
+
+    start = jnp.zeros((b, c, k)), jnp.zeros((b, k)), jnp.zeros((b, k, c))
+    rest, grad_regions = jax.lax.scan(step, start, _chunks(settings, regions, grad_delta))
+    return _whole(grad_regions, a), *rest
