@@ -42,7 +42,7 @@ class Plan:
     batch_size: int                   # images over all devices
     canvas: tuple
     remat: str
-    deform_conv: str                  # of the model: "auto", windows where they can be on a TPU, or "gather"
+    kernels: list                     # names of the kernels of our own in the program
     parameters: int                   # bytes
     optimizer: int                    # bytes of moments and averages
     batch: int
@@ -142,7 +142,8 @@ def _compiled(function, args, config, mesh, model, devices, topology, name, prog
     started = time.perf_counter()
     with sharding.use(mesh, config.mesh.rules):
         counted = flops.count(function, *args, platform=devices[0].platform)
-        compiled = function.lower(*args).compile()
+        lowered = function.lower(*args)
+        compiled = lowered.compile()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     try:
         text = hlo.Program(compiled.as_text())
@@ -155,7 +156,7 @@ def _compiled(function, args, config, mesh, model, devices, topology, name, prog
     import jaxlib
     return Plan(
         name, program, config.model.variant, topology, flops.chip_of(devices[0]), len(devices), dict(mesh.shape), batch_size,
-        canvas, model.config.remat, model.config.deform_conv, kept, rest, fed, memory.temp_size_in_bytes + extra, memory.generated_code_size_in_bytes,
+        canvas, model.config.remat, sorted(set(re.findall(r'kernel_name = "(\w+)"', lowered.as_text()))), kept, rest, fed, memory.temp_size_in_bytes + extra, memory.generated_code_size_in_bytes,
         counted["flops"] / len(devices), sum(traffic.values()) or cost.get("bytes accessed", 0.0), traffic, counted["gathered_rows"] / len(devices),
         counted["scattered_rows"] / len(devices), collectives, time.perf_counter() - started,
         {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "date": time.strftime("%Y-%m-%d")})

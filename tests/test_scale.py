@@ -30,8 +30,8 @@ def test_rows_say_how_they_came_about():
     rows = list(scale.rows([PLAN]))
     assert [row[:3] for row in rows] == [["glipv2_t", "v5e-16", "compiled"], *(["glipv2_t", name, "derived"] for name in (
         "v5e-256", "v5p-64", "v5p-128", "v6e-64", "v6e-256")), ["glipv2_t", "h100-8", "estimated"]]
-    assert rows[0][3] == "windows" and rows[0][5] == "8.1 of 16"
-    assert next(scale.rows([dataclasses.replace(PLAN, deform_conv="gather")]))[3] == "gathers"
+    assert rows[0][3] == "deform_conv" and rows[0][5] == "8.1 of 16"
+    assert next(scale.rows([dataclasses.replace(PLAN, kernels=[])]))[3] == "none"
 
 
 @pytest.mark.slow
