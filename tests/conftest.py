@@ -1,4 +1,5 @@
 """What every test shares: where the reference numbers are, full float32 precision, and the options --slow and --accelerator."""
+import atexit
 import contextlib
 import functools
 import importlib.util
@@ -6,14 +7,24 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import sys
+import tempfile
 
-# Before jax is imported: comparisons to 1e-5 are stated for the CPU. An accelerator is held to them too, with products in full float32.
-if "--accelerator" not in sys.argv:
+# Before jax is imported. A process that pytest-xdist has started does not see the options, and has what the first one has set.
+_IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+# Comparisons to 1e-5 are stated for the CPU. An accelerator is held to them too, with products in full float32.
+if "--accelerator" not in sys.argv and not _IS_WORKER:
     os.environ["JAX_PLATFORMS"] = "cpu"
-if not {"--slow", "--accelerator"} & set(sys.argv):
+if not {"--slow", "--accelerator"} & set(sys.argv) and not _IS_WORKER:
     # Most of the time goes into compiling tiny programs, and LLVM's optimizer is half of that. Full sizes need it.
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Many tests, and the programs that they start, build the same small models anew: only the first compiles them. Each process of
+# pytest-xdist has a folder of its own, as entries are not written in one piece.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ or _IS_WORKER:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="glipv2_jax_tests_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax
 import numpy as np

@@ -15,7 +15,7 @@ echo "$*" >>"$CALLS"
 case "$*" in
   "-c "*) echo {version} ;;
   "-m venv "*) {venv} ;;
-  "-m pytest fails"*) exit 3 ;;
+  "-m pytest "*" fails") exit 3 ;;
 esac
 """
 MAKE_VENV = 'mkdir -p "$3/bin" && cp "$0" "$3/bin/python"'
@@ -62,8 +62,9 @@ def test_the_second_run_installs_nothing(tmp_path):
     assert code == 0
     assert calls[1] == f"-m venv {machine.root}/.venv"
     assert calls[2].startswith("-m pip install ") and calls[2].endswith(f" -e {machine.root}[test]")
-    assert calls[3:] == ["-m pytest -q tests/test_draw.py"]
-    assert machine.run("launch/test.sh")[2] == ["-m pytest"]
+    shared = "-m pytest --numprocesses={} --dist=loadfile"
+    assert calls[3:] == [f"{shared.format(2)} -q tests/test_draw.py"]
+    assert machine.run("launch/test.sh", WORKERS="0")[2] == [shared.format(0)]
 
     with (machine.root / "setup.cfg").open("a") as file:
         file.write("# one more dependency\n")
@@ -104,6 +105,6 @@ def test_a_python_that_cannot_make_environments_is_named(tmp_path):
 def test_the_commit_check_is_fresh_cleans_up_and_keeps_the_exit_status(tmp_path, argument, expected):
     machine = Machine(tmp_path, python3="3.11")
     code, _, calls = machine.run(".ci/run", argument)
-    assert code == expected and calls[-1] == f"-m pytest {argument}"
+    assert code == expected and calls[-1] == f"-m pytest --numprocesses=2 --dist=loadfile {argument}"
     assert not (machine.root / ".venv").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "calls", "project"]

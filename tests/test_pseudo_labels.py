@@ -35,18 +35,6 @@ CAPTIONS = ["A red dog sees two geese.", "running very fast", "a <b>bold</b> cat
             "two red balls", "a man's hat", "a cat. a cat"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Every run builds the same model anew: only the first of them compiles it."""
-    cache = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")), "jax_persistent_cache_min_compile_time_secs": 0}
-    before = {name: getattr(jax.config, name) for name in cache}
-    for name, value in cache.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
 def write_checkpoint(workdir, **overrides):
     """Fresh weights, moved a little, so that scores differ between words and places."""
     config = small_config()

@@ -51,10 +51,8 @@ def small_config():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """(config, workdir, scores) of an unbroken run."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
     config, workdir = small_config(), tmp_path_factory.mktemp("run")
-    yield config, workdir, train.train_and_evaluate(config, workdir)
-    jax.config.update("jax_compilation_cache_dir", None)
+    return config, workdir, train.train_and_evaluate(config, workdir)
 
 
 def _metrics(workdir):
