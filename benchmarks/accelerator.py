@@ -27,8 +27,8 @@ from glipv2_jax.models.config import VARIANTS
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Tests that compare with stored numbers, numpy or a plain form, and read nothing through TensorFlow.
-TESTS = ("nms", "deform_conv", "deform_conv_tpu", "roi_align", "box_coder", "anchors", "atss", "postprocess", "losses_grounding", "losses_localization",
-         "losses_mlm", "losses_contrastive", "reference_parts", "reference_masks", "reference_models", "reference_train", "models")
+TESTS = ("nms", "deform_conv", "deform_conv_tpu", "bidirectional_attention", "roi_align", "box_coder", "anchors", "atss", "postprocess",
+         "losses_grounding", "losses_localization", "losses_mlm", "losses_contrastive", "reference_parts", "reference_masks", "reference_models", "reference_train", "models")
 
 
 def commands(args, output):
@@ -36,7 +36,8 @@ def commands(args, output):
     size, dtype = args.size, ("--dtype=bfloat16",)
     tests = [f"tests/test_{name}.py" for name in TESTS]
     return {
-        "correctness": ("-m", "pytest", "-q", "--accelerator", *["--slow"] * args.slow, "-p", "no:cacheprovider", f"--junitxml={output / 'tests.xml'}", *tests),
+        "correctness": ("-m", "pytest", "-q", "--accelerator", *["--slow"] * args.slow, "-p", "no:cacheprovider",
+                        f"--junitxml={output / 'tests.xml'}", *tests),
         "bfloat16": ("-m", "benchmarks.bfloat16_drift", "--cases=tiny"),
         "forward": ("-m", "benchmarks.forward", f"--variant={args.variant}", f"--sizes={size}", "--repeats=20", *dtype),
         "forward_batch": ("-m", "benchmarks.forward", f"--variant={args.variant}", f"--sizes={size}", "--repeats=10", "--batch=8", *dtype),

@@ -60,8 +60,8 @@ class Detector:
         self._predictor.params = jax.device_put(params, sharding.replicated(mesh))
         self._mask_side = model.config.mask_head.resolution if self._predictor.with_masks else None
         self._text = collections.OrderedDict()
-        # A short prompt need not pay for a long one's tokens.
-        self._lengths = sorted({min(n, max_tokens) for n in (64, 128, max_tokens)})
+        # A short prompt need not pay for a long one's tokens. The 80 names of COCO have 195.
+        self._lengths = sorted({min(n, max_tokens) for n in (64, 128, 208, max_tokens)})
 
     @property
     def params(self):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import accelerator, device, forward, train
+from benchmarks import accelerator, device, forward, kernels, train
 from glipv2_jax.models.config import VARIANTS, model_config
 from input_pipeline.schema import batch_spec
 from tests.test_models import TINY
@@ -159,3 +159,11 @@ def test_every_command_is_understood_by_its_script(in_this_process, monkeypatch,
         with pytest.raises(_Understood):
             importlib.import_module(module).main()
     assert len(asked) == 7
+
+
+def test_kernels_are_measured_where_they_run(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["kernels", "--sizes=8x12,4x6", "--channels=16", "--repeats=1", f"--json={tmp_path / 'out.json'}"])
+    kernels.main()
+    found = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert set(found) == {f"{operation}, xla, {name}" for operation in ("deform_conv", "attention") for name in ("forward", "forward and gradients")}
+    assert all(values["ms"] > 0 for values in found.values()) and "attention, xla, forward" in capsys.readouterr().out
