@@ -1,5 +1,6 @@
 """Prediction: `Detector`, for people with pictures and words."""
 import collections
+import hashlib
 import logging
 import pathlib
 import re
@@ -59,7 +60,7 @@ class Detector:
         self._predictor = Predictor(model, mesh, settings)
         self._predictor.params = jax.device_put(params, sharding.replicated(mesh))
         self._mask_side = model.config.mask_head.resolution if self._predictor.with_masks else None
-        self._text = collections.OrderedDict()
+        self._text, self._image = collections.OrderedDict(), (None, None)
         # A short prompt need not pay for a long one's tokens. The 80 names of COCO have 195.
         self._lengths = sorted({min(n, max_tokens) for n in (64, 128, 208, max_tokens)})
 
@@ -161,7 +162,7 @@ class Detector:
             texts = self._class_prompts(names, classes_per_prompt, orders)
             for chosen in _batches(indices, batch_size):
                 batch, scales = self._batch([pixels[i] for i in chosen], canvas)
-                levels = self._predictor.encode_image(batch) if texts else None
+                levels = self._levels(batch) if texts else None
                 rows = [self._run(levels, text, batch) for text in texts]
                 for place, index in enumerate(chosen):
                     found[index] = _merged([_row(part, place) for part in rows], scales[place], pixels[index], names,
@@ -241,19 +242,19 @@ class Detector:
                              "and at least 0")
         pixels = image_ops.as_pixels(image)
         batch, scales = self._batch([pixels], self._canvases([pixels], exact_canvas)[0])
-        levels = self._predictor.encode_image(batch)
+        levels = self._levels(batch)
         written = self._predictor.write(levels, self.tokenizer, max_words=max_words, beams=beams, length_penalty=length_penalty)
         caption = self.tokenizer.text(np.asarray(written.token_ids[0]))
-        return self._grounded(batch, scales[0], pixels, caption, threshold, *_phrases(caption), levels=levels)[0]
+        return self._grounded(batch, scales[0], pixels, caption, threshold, *_phrases(caption))[0]
 
-    def _grounded(self, batch, scale, pixels, text, threshold, spans, names, *, levels=None, answers=False):
+    def _grounded(self, batch, scale, pixels, text, threshold, spans, names, *, answers=False):
         """(Detections of the phrases of a text, probability of each answer [N] where asked for, else None)."""
         encoding, probabilities, rows = self._encoding(text), None, []
         if encoding.num_tokens > self.max_tokens:
             log.warning("text of %d tokens: what follows token %d is not read", encoding.num_tokens, self.max_tokens)
         tokens = _padded_rows(text_ops.positive_map(spans, encoding.offsets))
         if spans or answers:
-            levels = self._predictor.encode_image(batch) if levels is None else levels
+            levels = self._levels(batch)
             predict = self._predictor.answer if answers else self._predictor.predict
             raw = predict(levels, self._words(text, encoding), encoding.mask[None])
             if answers:
@@ -297,7 +298,7 @@ class Detector:
         pixels = image_ops.as_pixels(image)
         batch, scales = self._batch([pixels], self._canvases([pixels])[0])
         dummy = jnp.zeros((1, 1, self.model.config.text_encoder.width))
-        regions = np.asarray(self._predictor.embed(self._predictor.encode_image(batch), dummy)[0][0])
+        regions = np.asarray(self._predictor.embed(self._levels(batch), dummy)[0][0])
         y, x = scales[0]
         places = np.asarray(anchors(level_shapes(*batch["image"].shape[1:3]))) / np.array([x, y, x, y], np.float32)
         if boxes is not None:
@@ -333,6 +334,14 @@ class Detector:
             sizes.append(size)
             scales.append((size[0] / image.shape[0], size[1] / image.shape[1]))
         return {"image": np.stack(pixels), "image_size": np.array(sizes, np.int32)}, scales
+
+    def _levels(self, batch):
+        """Image features. Those of the last batch are kept: what else is asked of the same photographs encodes only words."""
+        key = (batch["image"].shape, *(hashlib.blake2b(batch[name].tobytes()).digest() for name in ("image", "image_size")))
+        if self._image[0] != key:
+            self._image = None, None                       # gone before there are others
+            self._image = key, self._predictor.encode_image(batch)
+        return self._image[1]
 
     def _encoding(self, text):
         """Tokens of a text, padded to the shortest of a few lengths."""

@@ -111,6 +111,9 @@ def test_another_prompt_or_photograph_compiles_nothing_and_repeats_nothing(detec
         assert calls() == [3, 0, 6, 6]
         detector.detect(images, ["bird", *NAMES[1:]], threshold=0, classes_per_prompt=3)        # of the two prompts, one is
         assert calls() == [6, 1, 12, 12]
+        for expected in ([7, 1, 14, 14], [7, 1, 16, 16]):                           # the photograph that it has just seen
+            detector.detect(others[:1], ["bird", *NAMES[1:]], threshold=0, classes_per_prompt=3)
+            assert calls() == expected
     assert not found
     with compilations() as found:
         jax.jit(lambda x: x + 41)(np.ones(3))

@@ -246,7 +246,7 @@ def test_another_photograph_is_described_without_compiling_and_words_before_are_
         reads.append(token_ids.shape)
         return write_word(model, regions, cache, token_ids, position)
     monkeypatch.setattr(understanding, "write_word", traced)
-    talker.describe(PICTURE, beams=2, max_words=5, threshold=2.0)
+    talker.describe(PICTURE[:, ::-1], beams=2, max_words=5, threshold=2.0)
     assert talker._predictor.encode_image.call_count == talker._predictor.write.call_count == 1
     # Traced as the body of one loop, always of one new word for each beam, whatever the length of the text.
     assert reads and set(reads) == {(1, 2)} and len(reads) < 5
