@@ -9,7 +9,7 @@ Both runs are the quickstart's in all but data. The first is also the teacher; t
 """
 from configs import quickstart
 
-GOLD = 500                           # scenes with boxes, of classes and of captions each
+GOLD = 100                           # scenes with boxes, of classes and of captions each
 
 
 def get_config(data="gold_and_pseudo"):
