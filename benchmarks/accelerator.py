@@ -28,7 +28,8 @@ from glipv2_jax.models.config import VARIANTS
 ROOT = pathlib.Path(__file__).parent.parent
 # Tests that compare with stored numbers, numpy or a plain form, and read nothing through TensorFlow.
 TESTS = ("nms", "deform_conv", "deform_conv_tpu", "bidirectional_attention", "roi_align", "box_coder", "anchors", "atss", "postprocess",
-         "losses_grounding", "losses_localization", "losses_mlm", "losses_contrastive", "reference_parts", "reference_masks", "reference_models", "reference_train", "models")
+         "losses_grounding", "losses_localization", "losses_mlm", "losses_contrastive", "reference_parts", "reference_masks",
+         "reference_models", "reference_train", "models")
 
 
 def commands(args, output):

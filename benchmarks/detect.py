@@ -18,8 +18,8 @@ What is equal, and what cannot be:
 - "whole": images and classes that were not seen before. "new classes": features of the images are kept. "new images":
   features of the texts are kept. Deep fusion forbids keeping more of an image than its backbone (and, in GLIP, FPN)
   made, or more of a text than its encoder made: the rest of GLIP and GroundingDINO runs again for each pair, while
-  OWLv2 meets its words in the last layer alone. `Detector` keeps the texts by itself; its images, and both for the
-  peers, are kept here, with one backbone pass for all prompts of an image and one text pass for all its batch.
+  OWLv2 meets its words in the last layer alone. `Detector` keeps texts, and the images of its last batch, by itself; here its images,
+  and both for the peers, are kept outside, with one backbone pass for all prompts of an image and one text pass for all its batch.
 """
 import argparse
 import functools

@@ -2,28 +2,12 @@
 import dataclasses
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from glipv2_jax import draw
+from glipv2_jax.detection.boxes import best_of_places
 from glipv2_jax.detection.masks import PastedMasks
 from glipv2_jax.evaluation.coco_json import detection_rows
-from glipv2_jax.evaluation.phrase_recall import xywh
 from input_pipeline import odvg
-
-
-def best_of_places(boxes, scores, iou=0.7):
-    """int [M]: the detections that overlap no better one by more than `iou`, whatever their names, best first.
-
-    Args:
-      boxes: [K, 4] `xyxy`, pixels. scores: [K].
-    """
-    if not len(boxes):
-        return np.zeros(0, int)
-    keep, overlaps = [], coco_mask.iou(xywh(boxes), xywh(boxes), [0] * len(boxes))
-    for k in np.argsort(-np.asarray(scores), kind="stable"):
-        if not (overlaps[k, keep] > iou).any():
-            keep.append(k)
-    return np.array(keep, int)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     glipv2 plan --config=configs/glipv2_h_stage1.py --topology=v5p:2x2x4
 
-The TPU compiler (package libtpu) runs on any Linux machine. A full-size step takes it 15 to 25 minutes of one core, and 12 GB.
+The TPU compiler (package libtpu) runs on any Linux machine. A full-size step takes it 15 to 30 minutes of one core, and 12 GB.
 """
 import copy
 import dataclasses
@@ -154,11 +154,12 @@ def _compiled(function, args, config, mesh, model, devices, topology, name, prog
     # Results are written over the arguments that they replace; what is not, is extra.
     extra = max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0)
     import jaxlib
+    kernels = sorted(set(re.findall(r'kernel_name = "(\w+)"', lowered.as_text())))
     return Plan(
         name, program, config.model.variant, topology, flops.chip_of(devices[0]), len(devices), dict(mesh.shape), batch_size,
-        canvas, model.config.remat, sorted(set(re.findall(r'kernel_name = "(\w+)"', lowered.as_text()))), kept, rest, fed, memory.temp_size_in_bytes + extra, memory.generated_code_size_in_bytes,
-        counted["flops"] / len(devices), sum(traffic.values()) or cost.get("bytes accessed", 0.0), traffic, counted["gathered_rows"] / len(devices),
-        counted["scattered_rows"] / len(devices), collectives, time.perf_counter() - started,
+        canvas, model.config.remat, kernels, kept, rest, fed, memory.temp_size_in_bytes + extra, memory.generated_code_size_in_bytes,
+        counted["flops"] / len(devices), sum(traffic.values()) or cost.get("bytes accessed", 0.0), traffic,
+        counted["gathered_rows"] / len(devices), counted["scattered_rows"] / len(devices), collectives, time.perf_counter() - started,
         {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "date": time.strftime("%Y-%m-%d")})
 
 
@@ -227,7 +228,7 @@ def run(config, topology, name, *, batch=0, hourly_rate=0.0, epoch_images=0, sea
     unit = len(devices) // max(config.mesh.tensor, 1) * config.train.accumulation_steps
     config.train.batch_size = -(-(batch or config.train.batch_size) // unit) * unit
     config.eval.batch_size = -(-config.eval.batch_size // unit) * unit
-    log.info("compiling %s for %s, %d devices, %d images a step: 15 to 25 minutes for a full-size model", name,
+    log.info("compiling %s for %s, %d devices, %d images a step: 15 to 30 minutes for a full-size model", name,
              topology, len(devices), config.train.batch_size)
     plans = search(config, devices, topology, name) if searching else [compile_train(config, devices, topology, name)]
     if inference:
@@ -263,6 +264,7 @@ def print_plan(p, hourly_rate=0.0, epoch_images=0):
                   f"{p.gathered_rows / 1e6:.2f} M rows gathered, {p.scattered_rows / 1e6:.2f} M scattered")
     if p.traffic:
         table.add_row("moved by", ", ".join(f"{part} {100 * size / p.bytes_moved:.0f} %" for part, size in p.traffic.items()))
+    table.add_row("kernels of our own", ", ".join(p.kernels) or "none")
     table.add_row("collectives", ", ".join(f"{kind} {number}× {size / 1e9:.3f} GB" for kind, (number, size) in p.collectives.items())
                   or ("none" if p.traffic else "not counted: this program cannot be printed"))
     table.add_row("at the chip's peak", ", ".join(f"{part} {1e3 * value:.1f} ms" for part, value in seconds.items()))

@@ -41,7 +41,8 @@ class Detector:
 
     An image is a path, the bytes of a file, a PIL image or an RGB uint8 array. It is resized by the reference's rule
     and laid on the smallest of a few canvases, so that each of them is compiled once. Words are encoded once for each
-    prompt and remembered; with deep fusion everything after that depends on image and prompt together.
+    prompt and remembered, images as long as no other batch of them is asked about; with deep fusion everything after that depends on
+    image and prompt together.
 
     Args:
       model: GLIPv2 module. params: its parameters. tokenizer: input_pipeline Tokenizer, literal: users may type anything.
@@ -61,8 +62,9 @@ class Detector:
         self._predictor.params = jax.device_put(params, sharding.replicated(mesh))
         self._mask_side = model.config.mask_head.resolution if self._predictor.with_masks else None
         self._text, self._image = collections.OrderedDict(), (None, None)
-        # A short prompt need not pay for a long one's tokens. The 80 names of COCO have 195.
-        self._lengths = sorted({min(n, max_tokens) for n in (64, 128, 208, max_tokens)})
+        # A short prompt need not pay for a long one's tokens. The 80 names of COCO have 195; fusion's kernel for TPUs takes multiples of 128.
+        lengths = (128,) if jax.default_backend() == "tpu" else (64, 128, 208)
+        self._lengths = sorted({min(n, max_tokens) for n in (*lengths, max_tokens)})
 
     @property
     def params(self):
@@ -336,12 +338,13 @@ class Detector:
         return {"image": np.stack(pixels), "image_size": np.array(sizes, np.int32)}, scales
 
     def _levels(self, batch):
-        """Image features. Those of the last batch are kept: what else is asked of the same photographs encodes only words."""
+        """Image features. Those of the last batch are kept: what else is asked of its photographs encodes only words."""
         key = (batch["image"].shape, *(hashlib.blake2b(batch[name].tobytes()).digest() for name in ("image", "image_size")))
-        if self._image[0] != key:
-            self._image = None, None                       # gone before there are others
-            self._image = key, self._predictor.encode_image(batch)
-        return self._image[1]
+        known, levels = self._image                        # as a pair: another thread may ask about other photographs
+        if known != key:
+            levels = self._predictor.encode_image(batch)
+            self._image = key, levels
+        return levels
 
     def _encoding(self, text):
         """Tokens of a text, padded to the shortest of a few lengths."""

@@ -140,7 +140,8 @@ def map_images(function, *batched, whole=()):
 
     Args:
       function: of `batched` and `whole`; its results have a leading axis of images.
-      batched: trees of arrays with a leading axis of images; they stay whole where it does not divide over the devices.
+      batched: trees of arrays with a leading axis of images; they stay whole where it does not divide over the devices. Devices along
+        `tensor` all do the same.
       whole: trees of arrays that every device gets whole.
     """
     mesh = jax.sharding.get_abstract_mesh()

@@ -1,4 +1,4 @@
-"""Loss and gradients of one batch on several meshes of eight fake CPU devices; prints the differences as JSON.
+"""Loss and gradients of one batch, and fusion's kernel, on several meshes of eight fake CPU devices; prints the differences as JSON.
 
 A program of its own, started by test_sharding.py: the number of devices is fixed when JAX starts.
 """
@@ -21,6 +21,7 @@ from glipv2_jax.models.config import model_config
 from glipv2_jax.models.glipv2 import GLIPv2, axis_names, init_params
 from glipv2_jax.train_state import TrainState
 from glipv2_jax.train_step import gradients
+from tests.test_bidirectional_attention import arrays, errors, run
 from tests.test_models import DEEP, MASK_HEAD, WITH_MASKS, tiny_batch
 
 RULES = common.get_config().mesh.rules
@@ -42,6 +43,17 @@ def through_a_checkpoint(params, shardings, workdir):
     restored = checkpoints.restore(TrainState(scalar, abstract, (), None, jax.ShapeDtypeStruct((), np.float32, sharding=scalar.sharding)))
     checkpoints.close()
     return restored.params
+
+
+def kernel_errors():
+    """Largest error of fusion's kernel on four devices, with images that divide among them and images that do not."""
+    mesh, found = sharding.make_mesh(4, devices=jax.devices()[:4]), {}
+    for images in (4, 3):
+        given = arrays(images)
+        with sharding.use(mesh, RULES):
+            split = run(given, "kernel", 0.3)
+        found[images] = max(errors(split, run(given, "plain", 0.3)))
+    return found
 
 
 def main():
@@ -75,7 +87,7 @@ def main():
             "gradient": float(np.sqrt(sum(((a - b)**2).sum() for a, b in pairs)
                                       / sum((a**2).sum() for a in jax.tree.leaves(one_grads)))),
             "restored": same and placed_as_asked, "split_arrays": split, "loss_inter": float(here["loss_inter"])}
-    print(json.dumps(report))
+    print(json.dumps({"meshes": report, "kernel": kernel_errors()}))
 
 
 if __name__ == "__main__":

@@ -63,6 +63,12 @@ def test_window_form_equals_gather_form():
     assert largest_error(run(arrays, "kernel"), run(arrays, "xla")) < 2e-6        # measured: 3e-7
 
 
+@pytest.mark.skipif(jax.default_backend() != "tpu", reason="elsewhere the kernel is interpreted, which the test above does in small")
+def test_window_form_equals_gather_form_in_sizes_that_a_tpu_takes():
+    arrays = layer(channels=128)
+    assert largest_error(run(arrays, "kernel"), run(arrays, "xla")) < 1e-5
+
+
 @pytest.mark.slow
 def test_window_form_in_bfloat16_rounds_little_more_than_the_gather_form():
     arrays = branch(layer())

@@ -64,7 +64,9 @@ def test_the_second_run_installs_nothing(tmp_path):
     assert calls[2].startswith("-m pip install ") and calls[2].endswith(f" -e {machine.root}[test]")
     shared = "-m pytest --numprocesses={} --dist=loadfile"
     assert calls[3:] == [f"{shared.format(2)} -q tests/test_draw.py"]
-    assert machine.run("launch/test.sh", WORKERS="0")[2] == [shared.format(0)]
+    assert machine.run("launch/test.sh", WORKERS="3")[2] == [shared.format(3)]
+    for alone in ("--slow", "--accelerator"):
+        assert machine.run("launch/test.sh", "-q", alone)[2] == [f"{shared.format(0)} -q {alone}"]
 
     with (machine.root / "setup.cfg").open("a") as file:
         file.write("# one more dependency\n")

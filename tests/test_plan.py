@@ -12,7 +12,8 @@ from glipv2_jax import hlo, plan, sharding
 from glipv2_jax.losses.contrastive import inter_image_loss
 
 PLAN = plan.Plan("configs/x.py", "train", "glipv2_t", "v5e:4x4", "v5e", 16, {"data": 16, "fsdp": 1, "tensor": 1}, 64, (800, 1344), "nothing",
-                 ["deform_conv", "deform_conv_gradients"], int(1e9), int(2e9), int(1e6), int(5e9), int(1e8), 3e12, 6e9, {"fusion": 4e9, "heads": 2e9}, 1e6, 1e6, {"all-reduce": [3, int(1e9)]}, 60.0, {})
+                 ["deform_conv", "deform_conv_gradients"], int(1e9), int(2e9), int(1e6), int(5e9), int(1e8), 3e12, 6e9,
+                 {"fusion": 4e9, "heads": 2e9}, 1e6, 1e6, {"all-reduce": [3, int(1e9)]}, 60.0, {})
 
 
 def test_memory_and_floor_of_a_plan():
@@ -25,7 +26,8 @@ def test_memory_and_floor_of_a_plan():
 def test_a_plan_says_whether_it_fits_and_what_it_costs(capsys):
     plan.print_plan(PLAN, hourly_rate=1.2, epoch_images=2_000_000)
     said = capsys.readouterr().out
-    assert "fusion 67 %, heads 33 %" in said and "fits" in said and "7.90 GB left" in said and "2 M images" in said and "at 1.2 a chip and hour" in said
+    for part in ("fusion 67 %, heads 33 %", "fits", "7.90 GB left", "deform_conv, deform_conv_gradients", "2 M images", "at 1.2 a chip and hour"):
+        assert part in said
     plan.print_plan(dataclasses.replace(PLAN, temporaries=int(20e9)))
     assert "DOES NOT FIT" in capsys.readouterr().out
 
@@ -86,6 +88,7 @@ def test_the_small_step_for_four_chips(compiler, tmp_path):
     config = glipv2_t_stage1.get_config("rehearsal")
     found, forward = plan.run(config, "v5e:2x2", "configs/x.py", inference=True, output=tmp_path / "plan.json")
     assert found.batch_size == 8 and found.devices == 4 and found.spare > 0 and forward.program == "inference"
+    assert found.kernels == []                              # its 64 channels are too few
     assert "all-to-all" not in found.collectives and found.collectives["all-reduce"][1] < 1.2 * found.parameters
     # A nano's loops are short, and most of its arrays stay on the chip; all of a step's parts are there.
     assert found.bytes_moved == sum(found.traffic.values()) > 2 * found.parameters
@@ -123,4 +126,5 @@ def test_glipv2_t_for_sixteen_chips(compiler):
     """The full size: four images on a chip, gradients summed once, nothing handed from chip to chip."""
     found, = plan.run(glipv2_t_stage1.get_config(), "v5e:4x4", "configs/glipv2_t_stage1.py")
     assert found.batch_size == 64 and found.spare > 0
+    assert found.kernels == [f"{name}{part}" for name in ("bidirectional_attention", "deform_conv") for part in ("", "_gradients")]
     assert found.collectives.get("all-to-all", [0])[0] == 0 and found.collectives["all-reduce"][1] < 1.2 * found.parameters

@@ -21,7 +21,9 @@ def test_eight_devices_equal_one():
     run = subprocess.run([sys.executable, "-m", "tests.run_on_meshes"], capture_output=True, text=True,
                          cwd=pathlib.Path(__file__).parent.parent)
     assert run.returncode == 0, run.stderr[-3000:]
-    report = json.loads(run.stdout.splitlines()[-1])
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert set(found["kernel"]) == {"4", "3"} and max(found["kernel"].values()) < 3e-6
+    report = found["meshes"]
     for mesh, found in report.items():
         assert found["loss"] < 1e-5 and found["gradient"] < 1e-5, f"mesh {mesh}: {found}"
         assert found["loss_inter"] > 0 and found["restored"]

@@ -7,6 +7,8 @@ uses it says so. GIoU is the one place where the reference measures plain length
 Source: GLIP `structures/boxlist_ops.py`, `structures/bounding_box.py`, `modeling/rpn/loss.py`, `modeling/poolers.py`.
 """
 import jax.numpy as jnp
+import numpy as np
+from pycocotools import mask as coco_mask
 
 # What the legacy convention adds to x2 − x1 to get a width.
 PIXEL = 1.0
@@ -40,6 +42,23 @@ def iou(boxes_a, boxes_b):
 def iou_matrix(boxes_a, boxes_b):
     """IoU of every pair, legacy +1. boxes_a: [N, 4], boxes_b: [M, 4] xyxy. Returns: [N, M]."""
     return iou(boxes_a[:, None], boxes_b[None])
+
+
+def best_of_places(boxes, scores, threshold=0.7):
+    """The boxes that overlap no better one by more than `threshold` (IoU, legacy +1), whatever they are called. On the host.
+
+    Args:
+      boxes: [K, 4] xyxy. scores: [K].
+    Returns: int [M], best first.
+    """
+    if not len(boxes):
+        return np.zeros(0, int)
+    xywh = np.concatenate([boxes[:, :2], sizes(boxes)], axis=1).astype(np.float64)
+    keep, overlaps = [], coco_mask.iou(xywh, xywh, [0] * len(boxes))
+    for k in np.argsort(-np.asarray(scores), kind="stable"):
+        if not (overlaps[k, keep] > threshold).any():
+            keep.append(k)
+    return np.array(keep, int)
 
 
 def giou(pred, target, eps=1e-7):

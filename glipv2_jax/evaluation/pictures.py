@@ -5,7 +5,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from glipv2_jax import draw
-from glipv2_jax.detections import best_of_places
+from glipv2_jax.detection.boxes import best_of_places
 from glipv2_jax.evaluation.phrase_recall import xywh
 from input_pipeline import image_ops, text_ops
 from input_pipeline.masks import decode_mask

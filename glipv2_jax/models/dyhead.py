@@ -49,11 +49,11 @@ class DyConv(nn.Module):
                 conv_masks.append(mask)
 
         axes = (None, None, "mlp", "embed")
-        kernels = [self.param(f"{name}_kernel", named(TORCH_DEFAULT, axes), (3, 3, self.channels, self.channels))
+        weights = [self.param(f"{name}_kernel", named(TORCH_DEFAULT, axes), (3, 3, self.channels, self.channels))
                    for name in branches]
-        kernels = jnp.stack([gathered(kernel.astype(self.dtype), axes) for kernel in kernels])
-        outs = iter(deform_convs(levels, convs, conv_offsets, conv_masks,
-                                 kernels.reshape(len(branches), TAPS, self.channels, self.channels), self.kernels))
+        weights = jnp.stack([gathered(weight.astype(self.dtype), axes) for weight in weights])
+        weights = weights.reshape(len(branches), TAPS, self.channels, self.channels)
+        outs = iter(deform_convs(levels, convs, conv_offsets, conv_masks, weights, form=self.kernels))
 
         merged = [[] for _ in levels]
         for name, group in branches.items():

@@ -64,10 +64,12 @@ def _attention_backward(settings, residuals, grads):
     args, context, mass, columns = residuals
     regions, scorer, score_bias, values, *_ = args
     grad_delta, grad_context, grad_mass = grads
-    # Σ over regions of weight · gradient of weight, which the softmax over regions takes off each column: no pass over regions needed.
-    share = (context * grad_context).sum(1) + mass * grad_mass
+    grad_context = grad_context.astype(regions.dtype)
+    # Σ over regions of weight · gradient of weight, which the softmax over regions takes off each column: no pass over regions needed. Of the
+    # rounded gradient, which is what the weights get: what all regions have in common has to cancel.
+    share = (context * grad_context.astype(jnp.float32)).sum(1) + mass * grad_mass
     grad_regions, *rest = _in_form(settings, _scan_gradients, tpu.attention_gradients, *args, columns, share,
-                                   grad_delta.astype(regions.dtype), grad_context.astype(regions.dtype), grad_mass)
+                                   grad_delta.astype(regions.dtype), grad_context, grad_mass)
     grad_scorer, grad_bias, grad_values = rest
     return (grad_regions.astype(regions.dtype), grad_scorer.astype(scorer.dtype), grad_bias.astype(score_bias.dtype),
             grad_values.astype(values.dtype), None, None)
@@ -164,7 +166,8 @@ def _scan_gradients(settings, regions, scorer, score_bias, values, token_mask, s
         grad_words = einsum("bac,bkc->bak", grad, values) * kept_words
         per_head = (b, settings.chunk, -1, token_mask.shape[1])
         summed = (words * grad_words).reshape(per_head).sum(-1, keepdims=True)
-        grad_scores = words * (grad_words.reshape(per_head) - summed).reshape(words.shape)
+        grad_scores = words.reshape(per_head) * (grad_words.reshape(per_head) - summed)
+        grad_scores = jnp.where(token_mask[:, None, None], grad_scores, 0.0).reshape(words.shape)
 
         weights = jnp.where(real, jnp.exp(scores - largest[:, None]) / total[:, None], 0.0)
         grad_weights = (einsum("bac,bck->bak", x, grad_context) + grad_mass[:, None]) * kept_regions

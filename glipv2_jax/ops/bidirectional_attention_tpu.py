@@ -15,7 +15,8 @@ from glipv2_jax.ops.dropout_masks import dropout_masks
 
 ROWS = 256                  # regions of a block
 _LANES = 128
-_PARAMS = pltpu.CompilerParams(dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=60 * 2**20)
+# A TPU v4 has less fast memory than the backward pass needs: there models take `kernels` "xla".
+_PARAMS = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=60 * 2**20)
 
 
 def supported(channels, words):
@@ -27,7 +28,8 @@ def attention(clamp, dropout, regions, scorer, score_bias, values, token_mask, s
     """`bidirectional_attention._scan` in one kernel.
 
     Args:
-      clamp: scores are clipped to ±clamp. dropout: rate. regions: [B, A, C]. scorer: [B, C, K]. score_bias: [B, K]. values: [B, K, C]. token_mask: [B, T] bool.
+      clamp: scores are clipped to ±clamp. dropout: rate.
+      regions: [B, A, C]. scorer: [B, C, K]. score_bias: [B, K]. values: [B, K, C]. token_mask: [B, T] bool.
       seeds: [B, 2] uint32. interpret: run on any platform, slowly.
     Returns: region_delta [B, A, C], context [B, C, K], mass [B, K], (largest, total) [B, K] each; float32.
     """
@@ -60,7 +62,8 @@ def attention_gradients(clamp, dropout, regions, scorer, score_bias, values, tok
     rows = _rows(a)
     matrix, column = jax.ShapeDtypeStruct((b, c, k), jnp.float32), jax.ShapeDtypeStruct((b, 1, k), jnp.float32)
     grad_regions, grad_scorer, grad_bias, grad_values = pl.pallas_call(
-        functools.partial(_backward_kernel, clamp, dropout, a), name="bidirectional_attention_gradients", interpret=interpret, compiler_params=_PARAMS,
+        functools.partial(_backward_kernel, clamp, dropout, a), name="bidirectional_attention_gradients", interpret=interpret,
+        compiler_params=_PARAMS,
         out_shape=(jax.ShapeDtypeStruct((b, a, c), jnp.float32), matrix, column, matrix),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1, grid=(b, -(-a // rows)),
@@ -171,9 +174,10 @@ def _backward_kernel(clamp, dropout, regions, seeds_ref, x_ref, grad_ref, scorer
     grad_values_ref[0] += _dot(grad.T, (words * kept_words).astype(x.dtype))
     grad_words = _dot(grad, values_ref[0]) * kept_words
     products = words * grad_words
-    summed = [products[:, head].sum(1, keepdims=True) for head in _heads(mask_ref.shape[2], products.shape[1])]
-    grad_scores = [products[:, head] - words[:, head] * one
-                   for head, one in zip(_heads(mask_ref.shape[2], products.shape[1]), summed)]
+    grad_scores = []
+    for head in _heads(mask_ref.shape[2], products.shape[1]):
+        of_head = products[:, head] - words[:, head] * products[:, head].sum(1, keepdims=True)
+        grad_scores.append(jnp.where(mask_ref[0] != 0, of_head, 0.0))
 
     weights = jnp.where(real, jnp.exp(scores - largest_ref[0]) / total_ref[0], 0.0)
     grad_weights = (_dot(x, grad_context_ref[0]) + grad_mass_ref[0]) * kept_regions

@@ -10,7 +10,8 @@ def dropout_masks(seed_a, seed_b, first_row, shape, rate):
     lower half decides the first mask and the upper half the second. Runs inside of kernels.
 
     Args:
-      seed_a, seed_b: scalar uint32, random bits: masks of seeds that differ in one bit are not independent. first_row: scalar int32. shape: (rows, columns); rows · columns of the whole matrix stay below 2³².
+      seed_a, seed_b: scalar uint32, random bits: masks of seeds that differ in one bit are not independent.
+      first_row: scalar int32. shape: (rows, columns); rows · columns of the whole matrix stay below 2³².
       rate: in [0, 1), taken to the nearest 1/65536.
     Returns: two [rows, columns] float32: 0 where an element is dropped, else 1 / (share of elements that are kept).
     """
