@@ -9,7 +9,8 @@ Both runs are the quickstart's in all but data. The first is also the teacher; t
 """
 from configs import quickstart
 
-GOLD = 100                           # scenes with boxes, of classes and of captions each
+GOLD = 100                           # scenes with boxes, of classes and of captions each: few, so that more of them would help
+PSEUDO_SHARE = 0.6                   # of the images that the student sees
 
 
 def get_config(data="gold_and_pseudo"):
@@ -18,8 +19,8 @@ def get_config(data="gold_and_pseudo"):
     config = quickstart.get_config()
     detection, captions = ({**spec, "num_examples": GOLD} for spec in config.data.train)
     if data == "gold_and_pseudo":
-        pseudo = {"kind": "records", "name": "pseudo", "folder": "pseudo/records", "weight": captions["weight"] / 2}
-        config.data.train = (detection, {**captions, "weight": captions["weight"] / 2}, pseudo)
+        gold = tuple({**spec, "weight": spec["weight"] * (1 - PSEUDO_SHARE)} for spec in (detection, captions))
+        config.data.train = (*gold, {"kind": "records", "name": "pseudo", "folder": "pseudo/records", "weight": PSEUDO_SHARE})
     else:
         config.data.train = (detection, captions)
     return config

@@ -64,12 +64,19 @@ class Program:
         return int(stated[1]) if stated else limits[0] if len(limits) == 1 else 1
 
     def collectives(self):
-        """dict of kind → [number, bytes of their results on one device]."""
-        found = {}
+        """dict of kind → [number, bytes of their results on one device].
+
+        What the compiler spreads over the fusions that run meanwhile stands in each of them, under one channel: it counts once.
+        """
+        found, spread = {}, set()
         for computation, times in self._times.items():
-            for _, kind, shapes, _, _ in self.computations[computation].values():
+            for _, kind, shapes, _, text in self.computations[computation].values():
                 base = kind.removesuffix("-start")
                 if base in COLLECTIVES:
+                    channel = re.search(r"channel_id=(\d+)", text) if computation in self._fused else None
+                    if channel and (base, channel[1]) in spread:
+                        continue
+                    spread.add((base, channel[1] if channel else None))
                     # A start, but for a sum's, gives what it was given besides its results, and scalars to wait for.
                     if kind != base and base != "all-reduce":
                         arrays = [shape for shape in shapes if shape[1]]
@@ -109,7 +116,14 @@ class Program:
         if kind == "dynamic-update-slice" and len(reads) > 1:
             return reads[1] + min(writes, sum(map(_size, shapes[1])))
         if kind == "fusion" and (called := re.search(r"calls=%?([\w.\-]+)", instruction.text)):
-            return self._moved_by_fusion(self.computations[called[1]], reads, writes)
+            body = self.computations[called[1]]
+            # A collective that is spread over fusions hands its arrays from one to the next; none of them moves those.
+            handed = {shape[:2] for inner in body.values() if inner.kind in COLLECTIVES
+                      for shape in (*inner.shapes, *(shape for name in inner.operands if name in body for shape in body[name].shapes))}
+            if handed:
+                reads, writes = [sum(_in_memory(shape) for shape in of if shape[:2] not in handed) for of in shapes], sum(
+                    _in_memory(shape) for shape in instruction.shapes if shape[:2] not in handed)
+            return self._moved_by_fusion(body, reads, writes)
         return sum(reads) + writes
 
     @staticmethod

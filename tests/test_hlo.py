@@ -101,3 +101,46 @@ def test_slices_updates_in_place_and_the_chips_own_memory_are_counted_for_what_t
     assert moved.pop("ahead") >= table            # the copy that is started early, and collectives
     assert moved == {
         "fpn": 10 * row, "heads": 10 * row, "part": 2 * row, "changed": 2 * row, "sum": 2 * table, "usual": 2 * table}
+
+
+# One collective that the compiler has spread over two fusions that compute something else meanwhile, as it prints them.
+SPREAD = """HloModule spread
+
+%begin (p: f32[4,8]) -> (f32[4,8], f32[16,8]) {
+  %p = f32[4,8]{1,0} parameter(0)
+  %g.1 = f32[16,8]{1,0} all-gather(%p), channel_id=7, dimensions={0}
+  ROOT %t = (f32[4,8]{1,0}, f32[16,8]{1,0}) tuple(%p, %g.1)
+}
+
+%meanwhile (p0: f32[4,8], p1: f32[16,8], p2: f32[10]) -> (f32[10], f32[4,8], f32[16,8]) {
+  %p0 = f32[4,8]{1,0} parameter(0)
+  %p1 = f32[16,8]{1,0} parameter(1)
+  %p2 = f32[10]{0} parameter(2)
+  %g.2 = f32[16,8]{1,0} all-gather(%p0), channel_id=7, dimensions={0}
+  %square = f32[10]{0} multiply(%p2, %p2)
+  ROOT %t = (f32[10]{0}, f32[4,8]{1,0}, f32[16,8]{1,0}) tuple(%square, %p0, %g.2)
+}
+
+%end (p3: f32[16,8]) -> f32[16,8] {
+  %p3 = f32[16,8]{1,0} parameter(0)
+  ROOT %g.3 = f32[16,8]{1,0} all-gather(%p3), channel_id=7, dimensions={0}
+}
+
+ENTRY %main (a: f32[4,8], b: f32[10]) -> f32[10] {
+  %a = f32[4,8]{1,0} parameter(0)
+  %b = f32[10]{0} parameter(1)
+  %s = (f32[4,8]{1,0}, f32[16,8]{1,0}) fusion(%a), kind=kCustom, calls=%begin
+  %s0 = f32[4,8]{1,0} get-tuple-element(%s), index=0
+  %s1 = f32[16,8]{1,0} get-tuple-element(%s), index=1
+  %m = (f32[10]{0}, f32[4,8]{1,0}, f32[16,8]{1,0}) fusion(%s0, %s1, %b), kind=kOutput, calls=%meanwhile
+  %m2 = f32[16,8]{1,0} get-tuple-element(%m), index=2
+  %done = f32[16,8]{1,0} fusion(%m2), kind=kCustom, calls=%end
+  ROOT %r = f32[10]{0} get-tuple-element(%m), index=0
+}
+"""
+
+
+def test_a_collective_that_is_spread_over_fusions_counts_once_and_its_arrays_do_not_move():
+    program = hlo.Program(SPREAD)
+    assert program.collectives() == {"all-gather": [1, 16 * 8 * 4]}
+    assert program.traffic(lambda origin: "all") == {"all": 2 * 10 * 4}
