@@ -29,6 +29,7 @@ class Program:
 
     def __init__(self, text):
         self.computations, self._times, self._fused, entry, current = {}, collections.Counter(), set(), None, None
+        self._going_on = set()                    # bodies of fusions beside which a collective goes on, and in which it ends
         for line in text.splitlines():
             if not line.startswith(" "):
                 header = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line)
@@ -53,6 +54,8 @@ class Program:
                     if name in self.computations:
                         if instruction.kind == "fusion" or computation in self._fused:
                             self._fused.add(name)
+                        if name.startswith("async_collective_fusion") or instruction.name.startswith("async-collective-done"):
+                            self._going_on.add(name)
                         self._visit(name, count * trips)
 
     def _trips(self, loop):
@@ -66,17 +69,13 @@ class Program:
     def collectives(self):
         """dict of kind → [number, bytes of their results on one device].
 
-        What the compiler spreads over the fusions that run meanwhile stands in each of them, under one channel: it counts once.
+        What a TPU's compiler spreads over the fusions that run meanwhile stands in each of them; it counts where it starts.
         """
-        found, spread = {}, set()
+        found = {}
         for computation, times in self._times.items():
-            for _, kind, shapes, _, text in self.computations[computation].values():
+            for _, kind, shapes, _, _ in () if computation in self._going_on else self.computations[computation].values():
                 base = kind.removesuffix("-start")
                 if base in COLLECTIVES:
-                    channel = re.search(r"channel_id=(\d+)", text) if computation in self._fused else None
-                    if channel and (base, channel[1]) in spread:
-                        continue
-                    spread.add((base, channel[1] if channel else None))
                     # A start, but for a sum's, gives what it was given besides its results, and scalars to wait for.
                     if kind != base and base != "all-reduce":
                         arrays = [shape for shape in shapes if shape[1]]

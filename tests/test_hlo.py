@@ -112,7 +112,7 @@ SPREAD = """HloModule spread
   ROOT %t = (f32[4,8]{1,0}, f32[16,8]{1,0}) tuple(%p, %g.1)
 }
 
-%meanwhile (p0: f32[4,8], p1: f32[16,8], p2: f32[10]) -> (f32[10], f32[4,8], f32[16,8]) {
+%async_collective_fusion.1 (p0: f32[4,8], p1: f32[16,8], p2: f32[10]) -> (f32[10], f32[4,8], f32[16,8]) {
   %p0 = f32[4,8]{1,0} parameter(0)
   %p1 = f32[16,8]{1,0} parameter(1)
   %p2 = f32[10]{0} parameter(2)
@@ -129,12 +129,12 @@ SPREAD = """HloModule spread
 ENTRY %main (a: f32[4,8], b: f32[10]) -> f32[10] {
   %a = f32[4,8]{1,0} parameter(0)
   %b = f32[10]{0} parameter(1)
-  %s = (f32[4,8]{1,0}, f32[16,8]{1,0}) fusion(%a), kind=kCustom, calls=%begin
-  %s0 = f32[4,8]{1,0} get-tuple-element(%s), index=0
-  %s1 = f32[16,8]{1,0} get-tuple-element(%s), index=1
-  %m = (f32[10]{0}, f32[4,8]{1,0}, f32[16,8]{1,0}) fusion(%s0, %s1, %b), kind=kOutput, calls=%meanwhile
+  %async-collective-start = (f32[4,8]{1,0}, f32[16,8]{1,0}) fusion(%a), kind=kCustom, calls=%begin
+  %s0 = f32[4,8]{1,0} get-tuple-element(%async-collective-start), index=0
+  %s1 = f32[16,8]{1,0} get-tuple-element(%async-collective-start), index=1
+  %m = (f32[10]{0}, f32[4,8]{1,0}, f32[16,8]{1,0}) fusion(%s0, %s1, %b), kind=kOutput, calls=%async_collective_fusion.1
   %m2 = f32[16,8]{1,0} get-tuple-element(%m), index=2
-  %done = f32[16,8]{1,0} fusion(%m2), kind=kCustom, calls=%end
+  %async-collective-done = f32[16,8]{1,0} fusion(%m2), kind=kCustom, calls=%end
   ROOT %r = f32[10]{0} get-tuple-element(%m), index=0
 }
 """
