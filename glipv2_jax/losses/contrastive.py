@@ -81,9 +81,6 @@ def inter_image_loss(region_embeddings, text_embeddings, log_temperature, region
             numbers += jax.lax.axis_index(axes) * len(own)
         every = {name: jax.tree.map(lambda x: jax.lax.all_gather(x, axes, tiled=True) if axes else x, side)
                  for name, side in (("regions", regions), ("words", words))}
-        if axes:
-            # Else the TPU compiler gathers again in every step of the loops below: GBs for each device of a large mesh.
-            every = jax.lax.optimization_barrier(every)
         sums = (_among(regions, every["words"], own, numbers, log_temperature)
                 + _among(words, every["regions"], own.swapaxes(1, 2), numbers, log_temperature)) / 2
         return jax.lax.psum(sums, axes) if axes else sums
