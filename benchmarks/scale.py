@@ -76,8 +76,7 @@ def rows(plans):
             origin = "compiled" if exact else "derived" if chip in plan.TPUS else "estimated"
             seconds = p.seconds()
             kernels = "–" if origin == "estimated" else ", ".join(name for name in p.kernels if not name.endswith("_gradients")) or "none"
-            yield [variant, f"{chip}-{devices}", origin,
-                   kernels, f"{p.batch_size}",
+            yield [variant, f"{chip}-{devices}", origin, kernels, f"{p.batch_size}",
                    f"{p.total / 1e9:.1f} of {flops.CHIPS[chip].memory / 1e9:.0f}",
                    f"{(p.parameters + p.optimizer) / 1e9:.2f}", f"{p.temporaries / 1e9:.2f}",
                    " / ".join("–" if part == "collectives" and not p.traffic else f"{1e3 * seconds[part]:.0f}" for part in PARTS),
