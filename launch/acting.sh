@@ -8,6 +8,9 @@ if [[ ${1:-} == --dry-run ]]; then
   dry_run=1
   exec 3>&1
   shift
+elif [[ " $* " == *" --dry-run "* ]]; then
+  echo "$(basename "$0"): found --dry-run behind other arguments, expected it first" >&2
+  exit 2
 fi
 
 # need VARIABLE "what it is": ends with a message unless the variable is set.

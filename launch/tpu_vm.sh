@@ -130,6 +130,7 @@ keep() {
       FAILED | SUSPENDING | SUSPENDED | PREEMPTED | TERMINATED) delete || true ;;
       READY*failed*)
         say "the run has failed more often than RESTARTS allows; see: bash launch/tpu_vm.sh log"
+        say "The slice still costs money: bash launch/tpu_vm.sh delete"
         exit 1
         ;;
       READY*running*none* | READY*none*running* | "READY, none ")

@@ -144,8 +144,8 @@ def detector():
 
 @pytest.fixture
 def compiler():
-    """Skips a test where the TPU compiler, which runs without TPUs, is not installed."""
+    """Fails a test, asked for with --slow, where the TPU compiler, which runs without TPUs, is not installed."""
     if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("needs the TPU compiler: pip install 'glipv2_jax[plan]'")
+        pytest.fail("needs the TPU compiler: EXTRAS=test,plan bash launch/test.sh --slow, or leave it out: -m 'not tpu_compiler'")
     # Its own warnings, of a machine without TPUs, go to C++'s standard error.
     logging.getLogger("jax").setLevel(logging.ERROR)
