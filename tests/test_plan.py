@@ -77,12 +77,14 @@ def test_parts_of_a_step(origin, part):
 
 
 @pytest.mark.slow
+@pytest.mark.tpu_compiler
 def test_unknown_topologies(compiler):
     with pytest.raises(ValueError, match="--topology: found 'v99:4x4', expected chips and their shape"):
         plan.run(glipv2_t_stage1.get_config("rehearsal"), "v99:4x4", "configs/x.py")
 
 
 @pytest.mark.slow
+@pytest.mark.tpu_compiler
 def test_the_small_step_for_four_chips(compiler, tmp_path):
     """Images stay where they are: gradients are summed, nothing is handed from chip to chip."""
     config = glipv2_t_stage1.get_config("rehearsal")
