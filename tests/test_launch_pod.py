@@ -122,6 +122,15 @@ def test_a_dry_run_prints_and_calls_nothing(tmp_path, command, variables, says):
     assert places == sorted(places)
 
 
+@pytest.mark.parametrize("command, variables", [
+    ("tpu_vm.sh keep --config=c --dry-run", SLICE), ("gke.sh create --dry-run", POOL),
+    ("slurm.sh --config=c --dry-run", {"NODES": "2", "GPUS": "8"})])
+def test_a_dry_run_that_stands_behind_is_refused_before_anything_is_called(tmp_path, command, variables):
+    script, *words = command.split()
+    code, error, calls = Cluster(tmp_path).run(f"launch/{script}", *words, **variables)
+    assert code == 2 and not calls and "found --dry-run behind other arguments, expected it first" in error
+
+
 def test_a_slice_is_asked_for_with_its_flags(tmp_path):
     cluster = Cluster(tmp_path)
     call = cluster.run("launch/tpu_vm.sh", "create", **SLICE, SPOT="1", CREATE_FLAGS="--network=n --internal-ips")[2][0]
