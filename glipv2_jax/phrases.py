@@ -59,6 +59,9 @@ def noun_phrases(caption: str) -> list[tuple[int, int]]:
     found = []
     for match in _PHRASE.finditer(tags):
         begin, end = _without_picture(text, tags, *match.span())
+        # "how many stars" asks for the number of stars: "many" is no word of their description.
+        if begin < end and text[max(begin - 1, 0):begin + 1] in (["how", "many"], ["how", "much"]):
+            begin += 1
         if _names_a_thing(text[begin:end], tags[begin:end]):
             found.append((tokens[begin].start(), tokens[end - 1].end()))
     return found

@@ -104,6 +104,13 @@ def test_nothing_is_found_and_nothing_breaks(caption):
     assert [caption[b:e] for b, e in noun_phrases(caption)] in ([], [caption])
 
 
+def test_what_is_counted_is_named_without_the_question():
+    def said(text):
+        return [text[begin:end] for begin, end in noun_phrases(text)]
+    assert said("how many red stars are left of the moon?") == ["red stars", "the moon"]
+    assert said("many red stars") == ["many red stars"] and said("how many?") == []
+
+
 def test_any_words_give_spans_in_order():
     """Words in a random order: no rule may look past an end, and spans never overlap."""
     rng = np.random.default_rng(0)
