@@ -1,7 +1,7 @@
 """Attention in both directions through one score matrix: regions read words, words read regions.
 
 Two forms compute the same, gradients too: a scan over chunks of regions, and on TPUs a kernel (`bidirectional_attention_tpu`) whose scores
-never leave the chip. Which one runs is decided here and nowhere else. Neither holds a regions × words matrix: the softmax over regions
+never leave the chip; `forms` decides between them. Neither holds a regions × words matrix: the softmax over regions
 is an online one, and the backward pass computes scores again from what the forward pass has kept of every column.
 
 Heads and words lie side by side in one axis of K = N · T columns, so that every product is a plain batched matrix product.
@@ -17,9 +17,8 @@ import numpy as np
 from glipv2_jax.ops import bidirectional_attention_tpu as tpu
 from glipv2_jax.ops.dropout_masks import dropout_masks
 from glipv2_jax.ops.einsum import einsum_float32 as einsum
+from glipv2_jax.ops.forms import check_form, in_form
 from glipv2_jax.sharding import map_images
-
-FORMS = ("auto", "xla", "kernel")
 
 # What a program is made for: the form, regions of a chunk, the largest score, the rate of dropout.
 Settings = collections.namedtuple("Settings", "form chunk clamp dropout")
@@ -39,12 +38,11 @@ def bidirectional_attention(regions, scorer, score_bias, values, token_mask, *, 
       mass: [B, N, T] float32, Σ of the region weights: 1 without dropout.
     Raises: ValueError for an unknown form.
     """
-    if form not in FORMS:
-        raise ValueError(f"bidirectional_attention: found {form!r}, expected one of {FORMS}")
+    check_form("bidirectional_attention", form)
     b, a, c = regions.shape
     n, t = score_bias.shape[1:]
     seeds = jnp.zeros((b, 2), jnp.uint32) if rng is None else jax.random.bits(rng, (b, 2), jnp.uint32)
-    settings = Settings("xla" if form == "auto" and not tpu.supported(c, t) else form, min(chunk, a), clamp, 0.0 if rng is None else dropout)
+    settings = Settings(form, min(chunk, a), clamp, 0.0 if rng is None else dropout)
     delta, context, mass = _attention(
         settings, regions, scorer.reshape(b, c, n * t), score_bias.reshape(b, n * t), values.reshape(b, n * t, c), token_mask, seeds)
     return delta, context.reshape(b, c, n, t), mass.reshape(b, n, t)
@@ -56,7 +54,7 @@ def _attention(settings, *args):
 
 
 def _attention_forward(settings, *args):
-    delta, context, mass, columns = _in_form(settings, _scan, tpu.attention, *args)
+    delta, context, mass, columns = _for_images(settings, _scan, tpu.attention, *args)
     return (delta, context, mass), (args, context, mass, columns)
 
 
@@ -68,7 +66,7 @@ def _attention_backward(settings, residuals, grads):
     # Σ over regions of weight · gradient of weight, which the softmax over regions takes off each column: no pass over regions needed. Of the
     # rounded gradient, which is what the weights get: what all regions have in common has to cancel.
     share = (context * grad_context.astype(jnp.float32)).sum(1) + mass * grad_mass
-    grad_regions, *rest = _in_form(settings, _scan_gradients, tpu.attention_gradients, *args, columns, share,
+    grad_regions, *rest = _for_images(settings, _scan_gradients, tpu.attention_gradients, *args, columns, share,
                                    grad_delta.astype(regions.dtype), grad_context, grad_mass)
     grad_scorer, grad_bias, grad_values = rest
     return (grad_regions.astype(regions.dtype), grad_scorer.astype(scorer.dtype), grad_bias.astype(score_bias.dtype),
@@ -78,16 +76,13 @@ def _attention_backward(settings, residuals, grads):
 _attention.defvjp(_attention_forward, _attention_backward)
 
 
-def _in_form(settings, scan, kernel, *args):
+def _for_images(settings, scan, kernel, *args):
     """Runs one of two functions of a batch."""
     def on_chip(*args, interpret=False):
         return map_images(functools.partial(kernel, settings.clamp, settings.dropout, interpret=interpret), *args)
-    scan = functools.partial(scan, settings)
-    if settings.form == "xla":
-        return scan(*args)
-    interpreted = functools.partial(on_chip, interpret=True)
-    on_tpu = on_chip if tpu.supported(args[0].shape[2], args[4].shape[1]) else interpreted
-    return jax.lax.platform_dependent(*args, tpu=on_tpu, default=scan if settings.form == "auto" else interpreted)
+    regions, token_mask = args[0], args[4]
+    supported = tpu.supported(regions.shape[2], token_mask.shape[1])
+    return in_form(settings.form, supported, functools.partial(scan, settings), on_chip, *args)
 
 
 def _chunks(settings, *arrays):

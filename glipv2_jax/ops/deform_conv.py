@@ -1,7 +1,7 @@
 """Modulated deformable 3×3 convolution of several feature maps with several kernels at once.
 
 Two forms compute the same: gathers (`deform_conv_gather`), and on TPUs a kernel that reads windows (`deform_conv_tpu`), by the
-compiler's figures faster there with its gradients, but blind to samples far from their place. Which one runs is decided here and nowhere else.
+compiler's figures faster there with its gradients, but blind to samples far from their place; `forms` decides between them.
 Source: GLIP csrc/cuda/deform_conv_kernel_cuda.cu.
 """
 import collections
@@ -14,9 +14,8 @@ import numpy as np
 from glipv2_jax.ops import deform_conv_tpu
 from glipv2_jax.ops.deform_conv_gather import TAPS, gather_conv, gather_gradients
 from glipv2_jax.ops.deform_conv_tpu import window_conv, window_gradients
+from glipv2_jax.ops.forms import check_form, in_form
 from glipv2_jax.sharding import map_images
-
-FORMS = ("auto", "xla", "kernel")
 
 # One convolution: index of its map, its stride (padding is 1), index of its kernel.
 Conv = collections.namedtuple("Conv", "source stride kernel")
@@ -38,15 +37,12 @@ def deform_convs(maps, convs, offsets, masks, kernels, form="auto"):
     Returns: for each, [B, Ho, Wo, Co] float32. A sample counts only where −1 < y < H and −1 < x < W; pixels outside are zero.
     Raises: ValueError for an unknown form, and for convolutions in another order.
     """
-    if form not in FORMS:
-        raise ValueError(f"deform_conv: found {form!r}, expected one of {FORMS}")
+    check_form("deform_conv", form)
     convs = tuple(convs)
     if list(convs) != sorted(convs, key=lambda conv: conv.kernel):
         raise ValueError(f"deform_conv: found kernels {[conv.kernel for conv in convs]}, expected them in ascending order")
     points = [_points(offset, mask, maps[conv.source].shape[1:3], conv.stride)
               for conv, offset, mask in zip(convs, offsets, masks)]
-    if form == "auto" and not deform_conv_tpu.supported(kernels.shape[2:], {conv.stride for conv in convs}):
-        form = "xla"
     return _convs((convs, form), list(maps), points, kernels)
 
 
@@ -99,7 +95,7 @@ def _points(offset, mask, map_size, stride):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _convs(static, maps, points, kernels):
     convs, form = static
-    return _in_form(form, functools.partial(gather_conv, convs), functools.partial(window_conv, convs), convs, maps, points, kernels)
+    return _for_images(form, functools.partial(gather_conv, convs), functools.partial(window_conv, convs), convs, maps, points, kernels)
 
 
 def _convs_forward(static, maps, points, kernels):
@@ -109,7 +105,7 @@ def _convs_forward(static, maps, points, kernels):
 def _convs_backward(static, residuals, grads):
     convs, form = static
     maps, points, kernels = residuals
-    grad_maps, grad_weights, grad_kernels = _in_form(
+    grad_maps, grad_weights, grad_kernels = _for_images(
         form, functools.partial(gather_gradients, convs), functools.partial(window_gradients, convs), convs, maps, points, kernels, grads)
     return ([g.astype(x.dtype) for g, x in zip(grad_maps, maps)],
             [Points(None, None, None, g.astype(p.weights.dtype)) for g, p in zip(grad_weights, points)],
@@ -119,7 +115,7 @@ def _convs_backward(static, residuals, grads):
 _convs.defvjp(_convs_forward, _convs_backward)
 
 
-def _in_form(form, gather, window, convs, maps, points, kernels, *grads):
+def _for_images(form, gather, window, convs, maps, points, kernels, *grads):
     """Runs one of two functions of one image's maps, points and gradients, and of the kernels, for every image of a batch."""
     def gathered(maps, points, kernels, *grads):
         # vmap, not a batch folded into the rows: the partitioner then keeps every image on its own device
@@ -136,9 +132,5 @@ def _in_form(form, gather, window, convs, maps, points, kernels, *grads):
             return jax.lax.map(one, (maps, points, *grads))
         return map_images(local, maps, points, *grads, whole=(kernels,))
 
-    args = maps, points, kernels, *grads
-    if form == "xla":
-        return gathered(*args)
-    interpreted = functools.partial(windowed, interpret=True)
-    on_tpu = windowed if deform_conv_tpu.supported(kernels.shape[2:], {conv.stride for conv in convs}) else interpreted
-    return jax.lax.platform_dependent(*args, tpu=on_tpu, default=gathered if form == "auto" else interpreted)
+    supported = deform_conv_tpu.supported(kernels.shape[2:], {conv.stride for conv in convs})
+    return in_form(form, supported, gathered, windowed, maps, points, kernels, *grads)
