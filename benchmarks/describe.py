@@ -83,7 +83,7 @@ def main(arguments=None):
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     args = parser.parse_args(arguments)
-    console = Console()
+    console = Console(width=140)
     console.print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
                   f"{time.strftime('%Y-%m-%d')}; {args.variant}, {args.dtype}, {args.size}, {args.words} words a caption")
     for batch in map(int, args.batches.split(",")):

@@ -144,7 +144,7 @@ def main(arguments=None):
     if args.device == "cpu":
         jax.config.update("jax_platforms", "cpu")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")        # before the first call: torch's models need memory, too
-    backend, console, threads, torch_version = jax.default_backend(), Console(), len(os.sched_getaffinity(0)), "without peers"
+    backend, console, threads, torch_version = jax.default_backend(), Console(width=140), len(os.sched_getaffinity(0)), "without peers"
     if backend == "tpu":
         peers = []
     if peers:

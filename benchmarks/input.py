@@ -105,7 +105,7 @@ def main():
     resize = next((op for op in ops.parse(args.augment) if isinstance(op, ops.Resize)), None)
     if args.torch and resize is None:
         parser.error("--torch: found no resize in --augment, expected one: the reference resizes")
-    cores, console = len(os.sched_getaffinity(0)), Console()
+    cores, console = len(os.sched_getaffinity(0)), Console(width=140)
     console.print(f"{cores} cores, {platform.machine()}, {time.strftime('%Y-%m-%d')}; {len(source)} images of {source.name}; "
                   f"augment {args.augment}; {args.steps} steps of {args.batch}, {args.reads} at a time", markup=False)
     for index in range(min(len(source), args.steps * args.batch)):

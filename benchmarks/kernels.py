@@ -27,9 +27,10 @@ from glipv2_jax import flops, hlo, sharding
 from glipv2_jax.models.bert import CLAMP
 from glipv2_jax.ops.bidirectional_attention import bidirectional_attention
 from glipv2_jax.ops.deform_conv import Conv, deform_convs
+from glipv2_jax.ops.window_attention import window_attention
 from glipv2_jax.plan import absent_devices
 
-WORDS, HEADS, CHUNK, DROPOUT = 256, 8, 2240, 0.1         # of GLIP-T
+WORDS, HEADS, CHUNK, DROPOUT, WINDOW = 256, 8, 2240, 0.1, 7         # of GLIP-T
 
 
 def deform_conv(sizes, channels, images, dtype):
@@ -60,7 +61,14 @@ def attention(sizes, channels, images, dtype):
     return run, args
 
 
-OPERATIONS = {"deform_conv": deform_conv, "attention": attention}
+def windows(sizes, channels, images, dtype):
+    """The same of window attention on the first map, rolled, with heads and windows of Swin-T."""
+    grid, array = tuple(-(-side // WINDOW) for side in sizes[0]), jax.ShapeDtypeStruct
+    args = (array((images, math.prod(grid), WINDOW**2, 3 * channels), dtype), array((max(1, channels // 32), WINDOW**2, WINDOW**2), jnp.float32))
+    return lambda form, *arrays: window_attention(*arrays, grid=grid, shift=WINDOW // 2, form=form), args
+
+
+OPERATIONS = {"deform_conv": deform_conv, "attention": attention, "windows": windows}
 
 
 def programs(run, form):

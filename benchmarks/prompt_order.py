@@ -86,7 +86,7 @@ def main():
     truth = ground_truth_from_source(source)
     pictures, ids = zip(*((record["image"], record["image_id"]) for record in (source[i] for i in range(len(source)))))
 
-    console = Console()
+    console = Console(width=140)
     console.print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {len(os.sched_getaffinity(0))} cores, "
                   f"{platform.machine()}, {time.strftime('%Y-%m-%d')}; built-in weights, {len(source)} scenes of "
                   f"split {spec['split']}, {len(names)} names in {len(groups)} prompts, {args.orders} orders")

@@ -24,8 +24,9 @@ _COORDINATOR = flags.DEFINE_string(
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the run, with --coordinator=address:port.", 1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0, with --coordinator=address:port.", 0)
 _HEARTBEAT = flags.DEFINE_integer("heartbeat_seconds", 100, "A process that was silent for so long is dead, and the others end.", 10)
-_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "plan: chips and their shape, such as v5e:4x4, v5p:2x2x4, v6e:16x16.")
-_BATCH = flags.DEFINE_integer("batch", 0, "plan: images of a step over all devices; 0: the config's.", 0)
+_TOPOLOGY = flags.DEFINE_string("topology", None, "plan: chips and their shape, such as v5e:4x4, v5p:2x2x4, v6e:16x16.")
+_BATCH = flags.DEFINE_integer("batch", 0, "plan: images of a step over all devices; 0: the config's, rounded up to a multiple of the "
+                              "devices.", 0)
 _SEARCH = flags.DEFINE_bool("search", False, "plan: look for the fastest batch, remat policy and mesh that fit.")
 _INFERENCE = flags.DEFINE_bool("inference", False, "plan: the forward pass of evaluation, too.")
 _HOURLY_RATE = flags.DEFINE_float("hourly_rate", 0.0, "plan: price of a chip for an hour, for the price of an epoch.", 0.0)
@@ -77,6 +78,8 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
     if _MODE.value == "plan":
+        if not _TOPOLOGY.value:
+            raise app.UsageError("--topology is missing: chips and their shape, such as v5e:4x4, v5p:2x2x4 or v6e:16x16")
         jax.config.update("jax_platforms", "cpu")           # the machine's own devices take no part
         set_up_logging()
         from glipv2_jax import plan
@@ -100,9 +103,21 @@ def main(argv):
         run(_CONFIG.value, _WORKDIR.value)
 
 
+def _parsed(argv):
+    """absl's parser of flags; a config that cannot be read, and a field that it does not have, are usage errors, too."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        sys.exit(f"glipv2: {' '.join(map(str, error.args)) or type(error).__name__}")
+
+
 def run():
+    """Entry point of `python -m glipv2_jax.main`, and of `glipv2 train` and its like."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(__doc__ + flags.FLAGS.module_help(sys.modules[__name__]))
+        return
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=_parsed)
 
 
 if __name__ == "__main__":

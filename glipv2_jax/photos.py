@@ -2,6 +2,7 @@
 import argparse
 import glob
 import json
+import os
 import pathlib
 import sys
 import time
@@ -21,14 +22,12 @@ def detect():
         args.inputs = args.inputs or [". ".join(names)]
         photos = {"example": scene}
     else:
-        photos = _photos(args.inputs[:-1])
-    if not args.inputs:
-        sys.exit("glipv2 detect: no class names; expected them after the photographs, \"a cat. a dog.\"")
+        photos = _photos_before(args, "class names, \"a cat. a dog.\"")
     names = [name.strip() for name in args.inputs[-1].split(".") if name.strip()]
     if not names:
         sys.exit(f"glipv2 detect: no class names in {args.inputs[-1]!r}; expected \"a cat. a dog.\"")
-    _run(args, photos, lambda detector, photo: detector.detect(
-        [photo], names, threshold=args.threshold, orders=args.orders)[0])
+    _run(args, photos, lambda detector, pixels: detector.detect(
+        [pixels], names, threshold=args.threshold, orders=args.orders)[0])
 
 
 def ground():
@@ -38,11 +37,9 @@ def ground():
         photo, caption = example_caption()
         args.inputs, photos = args.inputs or [caption], {"example": photo}
     else:
-        photos = _photos(args.inputs[:-1])
-    if not args.inputs or not args.inputs[-1].strip():
-        sys.exit("glipv2 ground: no caption; expected it after the photographs")
+        photos = _photos_before(args, "a caption, \"a cat on a red chair\"")
     caption, phrases = args.inputs[-1], args.phrases
-    _run(args, photos, lambda detector, photo: detector.ground(photo, caption, phrases, threshold=args.threshold))
+    _run(args, photos, lambda detector, pixels: detector.ground(pixels, caption, phrases, threshold=args.threshold))
 
 
 def answer():
@@ -52,11 +49,9 @@ def answer():
         photo, question = example_scene()[0], "how many objects are there?"
         args.inputs, photos = args.inputs or [question], {"example": photo}
     else:
-        photos = _photos(args.inputs[:-1])
-    if not args.inputs or not args.inputs[-1].strip():
-        sys.exit("glipv2 answer: no question; expected it after the photographs")
+        photos = _photos_before(args, "a question, \"how many cats are there?\"")
     question = args.inputs[-1]
-    _run(args, photos, lambda detector, photo: detector.answer(photo, question, args.top, threshold=args.threshold),
+    _run(args, photos, lambda detector, pixels: detector.answer(pixels, question, args.top, threshold=args.threshold),
          lambda found: ", ".join(f"{answer} {share:.2f}" for answer, share in zip(found.answers, found.probabilities)))
 
 
@@ -64,8 +59,8 @@ def describe():
     """`glipv2 describe PHOTO…`: a caption, and boxes of its phrases."""
     args = _parser("describe", "").parse_args()
     photos = {"example": example_scene()[0]} if args.example else _photos(args.inputs)
-    _run(args, photos, lambda detector, photo: detector.describe(
-        photo, beams=args.beams, max_words=args.words, length_penalty=args.length_penalty, threshold=args.threshold),
+    _run(args, photos, lambda detector, pixels: detector.describe(
+        pixels, beams=args.beams, max_words=args.max_words, length_penalty=args.length_penalty, threshold=args.threshold),
          lambda found: found.caption)
 
 
@@ -76,23 +71,48 @@ def _parser(command, text):
     parser.add_argument("inputs", nargs="*", metavar="PHOTO", help=f"photographs, and last {text}" if text else "photographs")
     parser.add_argument("--checkpoint", help="folder that training or `glipv2 convert` wrote; by default the small "
                         "weights of the package, which know rendered shapes")
-    parser.add_argument("--output", default="found", help="folder of the pictures and JSON files; made when missing")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least score of a box")
+    parser.add_argument("--output", default=f"found/{command}", help="folder of the pictures and JSON files; made when missing")
+    parser.add_argument("--threshold", type=_share, default=0.5, help="least score of a box, 0 to 1")
     parser.add_argument("--overlaps", action="store_true", help="also boxes that cover a better one of another name")
     parser.add_argument("--ema", action="store_true", help="use the averaged parameters")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of computation")
     parser.add_argument("--example", action="store_true", help="a rendered scene instead of photographs")
     if command == "detect":
-        parser.add_argument("--orders", type=int, default=1, help="average over so many orders of the class names")
+        parser.add_argument("--orders", type=_count, default=1, help="average over so many orders of the class names")
     elif command == "ground":
         parser.add_argument("--phrases", nargs="+", help="the phrases of the caption to find")
     elif command == "answer":
-        parser.add_argument("--top", type=int, default=5, help="answers to tell")
+        parser.add_argument("--top", type=_count, default=5, help="answers to tell")
     else:
-        parser.add_argument("--beams", type=int, default=5, help="texts that are followed at a time; 1: the likeliest word each time")
-        parser.add_argument("--words", type=int, default=20, help="tokens of a caption, at most")
+        parser.add_argument("--beams", type=_count, default=5, help="texts that are followed at a time; 1: the likeliest word each time")
+        parser.add_argument("--max_words", type=_count, default=20, help="tokens of a caption, at most")
         parser.add_argument("--length_penalty", type=float, default=1.0, help="p: captions compete by log-probability / words^p")
     return parser
+
+
+def _count(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from 1")
+    return int(text)
+
+
+def _share(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from 0 to 1")
+    return value
+
+
+def _photos_before(args, text):
+    """The photographs in front of the text, which is the last argument. Exits where it is missing, blank, or one more photograph."""
+    last = args.inputs[-1] if args.inputs else ""
+    if len(args.inputs) < 2 or not last.strip() or last.lower().endswith(SUFFIXES) and os.path.exists(last):
+        found = f"{last!r} as the last of {len(args.inputs)} arguments" if args.inputs else "no argument"
+        sys.exit(f"glipv2: found {found}, expected photographs and behind them {text}; or --example")
+    return _photos(args.inputs[:-1])
 
 
 def _photos(patterns):
@@ -126,6 +146,7 @@ def _run(args, photos, find, tell=None):
     set_up_logging()
     set_up_compilation_cache()
     from glipv2_jax.predict import Detector  # late: JAX takes a second, wrong arguments should not
+    from input_pipeline import image_ops
     try:
         detector = Detector.from_pretrained(args.checkpoint, ema=args.ema, dtype=args.dtype)
     except (FileNotFoundError, ValueError) as error:
@@ -142,10 +163,14 @@ def _run(args, photos, find, tell=None):
     with Progress("photographs", total=len(photos), unit="images") as progress:
         for name, photo in photos.items():
             try:
-                found = find(detector, photo)
+                pixels = image_ops.as_pixels(photo)
             except ValueError as error:
                 failures.append(str(error))
             else:
+                try:
+                    found = find(detector, pixels)
+                except ValueError as error:                # of the words or the model: the same for all photographs
+                    sys.exit(f"glipv2: {error}")
                 found = found if args.overlaps else found.without_overlaps()
                 found.draw().save(output / f"{name}.jpg", quality=92)
                 record = found.to_odvg(getattr(photo, "name", f"{name}.jpg"))
@@ -162,6 +187,8 @@ def _run(args, photos, find, tell=None):
 
 
 def _said(found):
+    if not found.names:
+        return f"no boxes, as no thing is named in {found.caption!r}"
     if not len(found):
         return "nothing above the threshold"
     return ", ".join(f"{phrase} {score:.2f}" for phrase, score in zip(found.phrases, found.scores))

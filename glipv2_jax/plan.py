@@ -92,6 +92,9 @@ def absent_devices(topology):
     # What the compiler would ask a TPU machine about.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    expected = "expected chips and their shape such as v5e:4x4, v5p:2x2x4 or v6e:16x16"
+    if topology.partition(":")[0] not in TPUS:
+        raise ValueError(f"--topology: found {topology!r}, {expected}")
     try:
         import libtpu  # noqa: F401
     except ImportError:
@@ -100,8 +103,7 @@ def absent_devices(topology):
     try:
         devices = list(topologies.get_topology_desc(topology, "tpu").devices)
     except (RuntimeError, jax.errors.JaxRuntimeError) as error:
-        raise ValueError(f"--topology: found {topology!r}, expected chips and their shape such as v5e:4x4, v5p:2x2x4 or v6e:16x16 "
-                         f"({str(error).splitlines()[0]})") from None
+        raise ValueError(f"--topology: found {topology!r}, {expected} ({str(error).splitlines()[0]})") from None
     return devices
 
 
@@ -170,7 +172,7 @@ _PARTS = (("image encoder", "image_encoder"), ("pyramid", "/fpn/"), ("text encod
 
 def part_of(origin):
     """Part of the training step that an instruction of this origin belongs to, for `traffic`."""
-    return next((part for part, pattern in _PARTS if re.search(pattern, origin)), "fetched ahead of its use")
+    return next((part for part, pattern in _PARTS if re.search(pattern, origin)), "copies that the compiler adds")
 
 
 def bytes_on_one(tree):
@@ -214,19 +216,26 @@ def run(config, topology, name, *, batch=0, hourly_rate=0.0, epoch_images=0, sea
 
     Args:
       config: ConfigDict. topology: see `absent_devices`. name: the config's, for the table.
-      batch: images of a step over all devices, 0: the config's, rounded up to a multiple of the devices.
+      batch: images of a step over all devices; 0: the config's, rounded up to a multiple of the devices.
       hourly_rate: price of one chip for an hour. epoch_images: images of an epoch, for its price.
       searching: look for the best batch, policy and mesh. inference: compile the forward pass of evaluation, too.
       output: file for the plans as JSON, or None.
     Returns: list of Plan.
-    Raises: ValueError for devices that do not fit.
+    Raises: ValueError for devices or a batch that do not fit.
     """
     config = copy.deepcopy(config)
     devices = absent_devices(topology)
     if config.mesh.data * config.mesh.fsdp * config.mesh.tensor > 0:
         config.mesh.data = -1
     unit = len(devices) // max(config.mesh.tensor, 1) * config.train.accumulation_steps
-    config.train.batch_size = -(-(batch or config.train.batch_size) // unit) * unit
+    if batch % unit:
+        raise ValueError(f"--batch: found {batch}, expected a multiple of {unit}, such as {-(-batch // unit) * unit}: {len(devices)} devices"
+                         f"{f' / {config.mesh.tensor} (mesh.tensor)' * (config.mesh.tensor > 1)}"
+                         f"{f' × {config.train.accumulation_steps} (train.accumulation_steps)' * (config.train.accumulation_steps > 1)}")
+    wanted = batch or config.train.batch_size
+    config.train.batch_size = -(-wanted // unit) * unit
+    if config.train.batch_size > wanted:
+        log.warning("the config's batch of %d was rounded up to %d, a multiple of %d", wanted, config.train.batch_size, unit)
     config.eval.batch_size = -(-config.eval.batch_size // unit) * unit
     log.info("compiling %s for %s, %d devices, %d images a step: 15 to 30 minutes for a full-size model", name,
              topology, len(devices), config.train.batch_size)
@@ -250,6 +259,12 @@ def _compared(plans):
     return table
 
 
+def _amount(size):
+    """Bytes in words."""
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= unit), (1, "B"))
+    return f"{size / unit:.3g} {name}"
+
+
 def print_plan(p, hourly_rate=0.0, epoch_images=0):
     """Prints one plan as a table."""
     seconds, chip = p.seconds(), flops.CHIPS[p.chip]
@@ -265,7 +280,7 @@ def print_plan(p, hourly_rate=0.0, epoch_images=0):
     if p.traffic:
         table.add_row("moved by", ", ".join(f"{part} {100 * size / p.bytes_moved:.0f} %" for part, size in p.traffic.items()))
     table.add_row("kernels of our own", ", ".join(p.kernels) or "none")
-    table.add_row("collectives", ", ".join(f"{kind} {number}× {size / 1e9:.3f} GB" for kind, (number, size) in p.collectives.items())
+    table.add_row("collectives", ", ".join(f"{kind} {number}× {_amount(size)}" for kind, (number, size) in p.collectives.items())
                   or ("none" if p.traffic else "not counted: this program cannot be printed"))
     table.add_row("at the chip's peak", ", ".join(f"{part} {1e3 * value:.1f} ms" for part, value in seconds.items()))
     table.add_row("roofline", f"{1e3 * p.step_seconds():.1f} ms a step, {p.images_per_second():.0f} images/s, "

@@ -2,6 +2,7 @@
 import collections
 import hashlib
 import logging
+import math
 import pathlib
 import re
 
@@ -239,9 +240,10 @@ class Detector:
         if not self.can_describe:
             raise ValueError("this model writes no captions: it has no head of words (model.mlm_head is off) or no fusion; train one, "
                              "as configs/scenes_understanding.py does")
-        if beams < 1 or not 1 <= max_words <= limit or length_penalty < 0:
-            raise ValueError(f"beams {beams}, max_words {max_words}, length_penalty {length_penalty}: expected at least 1, 1 to {limit}, "
-                             "and at least 0")
+        for name, value, least, most in (("beams", beams, 1, math.inf), ("max_words", max_words, 1, limit),
+                                         ("length_penalty", length_penalty, 0, math.inf)):
+            if not least <= value <= most:
+                raise ValueError(f"{name}: found {value}, expected {least} or more" + (f", at most {most}" if most < math.inf else ""))
         pixels = image_ops.as_pixels(image)
         batch, scales = self._batch([pixels], self._canvases([pixels], exact_canvas)[0])
         levels = self._levels(batch)

@@ -106,6 +106,8 @@ def as_pixels(image, *, name: str = "image") -> np.ndarray:
     """
     if isinstance(image, (str, os.PathLike, bytes)):
         return decode(image, name=name if isinstance(image, bytes) else None)
+    if isinstance(image, (list, tuple)):
+        raise ValueError(f"{name}: found a {type(image).__name__} of {len(image)}, expected one image")
     if not isinstance(image, Image.Image):
         array = np.asarray(image)
         if array.dtype != np.uint8 or not (array.ndim == 2 or array.ndim == 3 and array.shape[2] in (3, 4)):

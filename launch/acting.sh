@@ -1,6 +1,15 @@
 #!/usr/bin/env bash
-# Sourced by the scripts that act on a cluster: checked variables, and commands that --dry-run only prints.
+# Sourced by the scripts that act on a cluster: their help, checked variables and flags, and commands that --dry-run only
+# prints.
 set -euo pipefail
+
+# The text at the head of the script.
+if [[ ${1:-} == --help || ${1:-} == -h ]]; then
+  while IFS= read -r line && [[ $line == "#"* ]]; do
+    [[ $line == "#!"* || $line == "#SBATCH"* ]] || echo "${line#"#"}"
+  done <"$0"
+  exit
+fi
 
 dry_run=
 exec 3>&2
@@ -13,12 +22,42 @@ elif [[ " $* " == *" --dry-run "* ]]; then
   exit 2
 fi
 
-# need VARIABLE "what it is": ends with a message unless the variable is set.
+# need [VARIABLE "what it is"]…: ends with a message that names all that are not set.
 need() {
-  if [[ -z ${!1:-} ]]; then
-    echo "$(basename "$0"): $1 is not set: $2. For example: $1=… bash launch/$(basename "$0") …" >&2
+  local missing=()
+  while [[ $# -gt 0 ]]; do
+    [[ -n ${!1:-} ]] || missing+=("$1 is not set: $2")
+    shift 2
+  done
+  if [[ ${#missing[@]} -gt 0 ]]; then
+    printf "$(basename "$0"): %s\n" "${missing[@]}" >&2
+    echo "For example: ${missing[0]%% *}=… bash launch/$(basename "$0") …, or export it; --help has all of them" >&2
     exit 2
   fi
+}
+
+# need_number [VARIABLE]…: ends with a message that names all that are set to something else.
+need_number() {
+  local variable wrong=
+  for variable in "$@"; do
+    if [[ -n ${!variable:-} && ! ${!variable} =~ ^[0-9]+$ ]]; then
+      echo "$(basename "$0"): found $variable=${!variable}, expected a number" >&2
+      wrong=1
+    fi
+  done
+  [[ -z $wrong ]] || exit 2
+}
+
+# need_flags FLAGS…: ends with a message unless a run has what the program cannot do without.
+need_flags() {
+  local flag
+  for flag in config workdir; do
+    if [[ " $* " != *" --$flag="[!\ ]* && " $* " != *" --$flag "[^-]* ]]; then
+      echo "$(basename "$0"): found no --$flag among the flags '$*', expected --config=FILE and --workdir=FOLDER," \
+        "a folder that all machines share" >&2
+      exit 2
+    fi
+  done
 }
 
 # act COMMAND…: prints the command as a shell would read it, and runs it unless this is a dry run.

@@ -20,18 +20,22 @@ source "$(dirname "${BASH_SOURCE[0]}")/acting.sh"
 here=$(dirname "${BASH_SOURCE[0]}")
 chips=${CHIPS:-4}
 need NAME "a name for the run, of lower-case letters, digits and -"
+if [[ ! $NAME =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]]; then
+  echo "gke.sh: found NAME=$NAME, expected at most 40 lower-case letters, digits and -, a letter first" >&2
+  exit 2
+fi
+need_number CHIPS RESTARTS
 pods=jobset.sigs.k8s.io/jobset-name=$NAME
 
 of_cluster() {
-  need PROJECT "the Google Cloud project"
-  need LOCATION "the zone or region of the cluster"
-  need CLUSTER "the cluster"
+  need PROJECT "the Google Cloud project" LOCATION "the zone or region of the cluster" CLUSTER "the cluster" "$@"
   where=(--project="$PROJECT" --location="$LOCATION" --cluster="$CLUSTER")
 }
 
+sides="chips along each side of the slice, such as 4x4"
+
 # Sets hosts: how many machines the topology has.
 count_hosts() {
-  need TOPOLOGY "chips along each side of the slice, such as 4x4"
   if [[ ! $TOPOLOGY =~ ^[0-9]+(x[0-9]+)+$ || $((${TOPOLOGY//x/*} % chips)) -ne 0 ]]; then
     echo "gke.sh: found TOPOLOGY=$TOPOLOGY, expected sides such as 4x4, in all a multiple of CHIPS=$chips" >&2
     exit 2
@@ -40,9 +44,8 @@ count_hosts() {
 }
 
 create() {
-  of_cluster
+  of_cluster MACHINE "the kind of machine, such as ct5lp-hightpu-4t" TOPOLOGY "$sides"
   count_hosts
-  need MACHINE "the kind of machine, such as ct5lp-hightpu-4t"
   local more=()
   [[ -z ${SPOT:-} ]] || more+=(--spot)
   act gcloud container node-pools create "$NAME" "${where[@]}" --machine-type="$MACHINE" --tpu-topology="$TOPOLOGY" \
@@ -65,9 +68,10 @@ manifest() {
 }
 
 run() {
-  need ACCELERATOR "the kind of TPU, such as tpu-v5-lite-podslice"
-  need IMAGE "the image with this project and the extra tpu, made of launch/Dockerfile"
-  need CLAIM "the PersistentVolumeClaim of the folder that all hosts share"
+  need ACCELERATOR "the kind of TPU, such as tpu-v5-lite-podslice" TOPOLOGY "$sides" \
+    IMAGE "the image with this project and the extra tpu, made of launch/Dockerfile" \
+    CLAIM "the PersistentVolumeClaim of the folder that all hosts share"
+  need_flags "$@"
   count_hosts
   [[ -z $dry_run ]] || manifest "$@"
   act kubectl apply --filename=- <<<"$(manifest "$@")"

@@ -33,8 +33,9 @@ root=$(cd "$root" && pwd)
 export EXTRAS=${EXTRAS:-cuda} GLIPV2_JAX_ROOT=$root
 
 submit() {
-  need NODES "the number of machines"
-  need GPUS "the number of GPUs of each machine"
+  need NODES "the number of machines" GPUS "the number of GPUs of each machine"
+  need_number NODES GPUS CPUS RESTARTS
+  need_flags "$@"
   # shellcheck disable=SC2153  # GPUS is another than CPUS
   local size=(--nodes="$NODES" --ntasks-per-node="$GPUS" --gpus-per-node="$GPUS")
   [[ -z ${CPUS:-} ]] || size+=(--cpus-per-task="$CPUS")

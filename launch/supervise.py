@@ -11,6 +11,7 @@ SIGTERM and SIGINT go on to the program, and end the supervisor with the program
 import argparse
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,6 +162,8 @@ def main():
         parser.parse_args()
     options, command = split_command(sys.argv[1:])
     args = parser.parse_args(options)
+    if not shutil.which(command[0]):
+        sys.exit(f"supervise.py: found no program {command[0]!r} to run behind --, expected one such as python -m glipv2_jax.main …")
     return Supervisor("supervise", args.grace).supervise(lambda: [command], args.restarts, args.pause)
 
 

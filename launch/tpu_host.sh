@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What tpu_vm.sh starts on each host of a TPU slice, from the copy of this project that it brought there.
-#   bash launch/tpu_host.sh setup | run [flags of glipv2_jax.main] | state | log | stop
+#   bash launch/tpu_host.sh setup | run [flags of glipv2_jax.main] | state | log | last | stop
 #   NFS          of setup: address:/share of a file server (Filestore), mounted at /mnt/glipv2
 #   NFS_OPTIONS  of that mount (default: vers=4.1; a server that has version 3 alone: vers=3,nolock, as it keeps the lock
 #                of a machine that is gone, and the run would wait for it)
@@ -11,10 +11,13 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 unit=glipv2_jax
+stopped=$root/.stopped             # there: the run was told to stop here; tpu_vm.sh keep then leaves it so
 export EXTRAS=tpu
 
 setup() {
-  if [[ -n ${NFS:-} ]] && ! mountpoint --quiet /mnt/glipv2; then
+  if [[ -z ${NFS:-} ]]; then
+    echo "tpu_host.sh: NFS is not set: nothing is mounted at /mnt/glipv2; --workdir needs a folder that all hosts share" >&2
+  elif ! mountpoint --quiet /mnt/glipv2; then
     sudo apt-get -qq install -y nfs-common >&2
     sudo mkdir -p /mnt/glipv2
     sudo mount -t nfs -o "${NFS_OPTIONS:-vers=4.1}" "$NFS" /mnt/glipv2
@@ -33,7 +36,7 @@ setup() {
   fi
 }
 
-# running, finished, failed or none.
+# running, finished, failed, stopped or none.
 state() {
   local active
   active=$(systemctl show "$unit" --property=ActiveState --value)
@@ -41,7 +44,7 @@ state() {
     "active exited") echo finished ;;
     active* | activating* | deactivating*) echo running ;;
     failed*) echo failed ;;
-    *) echo none ;;
+    *) if [[ -e $stopped ]]; then echo stopped; else echo none; fi ;;
   esac
 }
 
@@ -51,6 +54,7 @@ run() {
     echo "already running"
     return
   fi
+  rm -f "$stopped"
   # What an earlier run has left; without one, there is nothing to stop.
   sudo systemctl stop "$unit" 2>/dev/null || true
   sudo systemctl reset-failed "$unit" 2>/dev/null || true
@@ -68,9 +72,13 @@ case ${1:-} in
   run) run "${@:2}" ;;
   state) echo "state: $(state)" ;;
   log) exec journalctl --unit="$unit" --output=cat --lines=100 --follow ;;
-  stop) sudo systemctl stop "$unit" ;;
+  last) journalctl --unit="$unit" --output=cat --lines=40 --no-pager ;;
+  stop)
+    touch "$stopped"
+    sudo systemctl stop "$unit"
+    ;;
   *)
-    echo "tpu_host.sh: found '${1:-}', expected setup, run, state, log or stop" >&2
+    echo "tpu_host.sh: found '${1:-}', expected setup, run, state, log, last or stop" >&2
     exit 2
     ;;
 esac

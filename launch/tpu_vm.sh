@@ -5,14 +5,16 @@
 #     wait     waits until it is there
 #     setup    copies this project to all hosts, installs it, mounts the file server; again after changes
 #     run      starts the program on all hosts, each under launch/supervise.py; goes on without this machine
-#     keep     all of the above and, whenever the slice was preempted, all of it again, until the run has finished
+#     keep     all of the above and, whenever the slice was preempted, all of it again, until the run has finished or has
+#              failed for good, or somebody has stopped it or deleted the slice
 #     status, log, stop (saves; run goes on from there), delete
 #   PROJECT, ZONE, NAME    of the slice
 #   ACCELERATOR, RUNTIME   of create and keep, e.g. v5litepod-16 and v2-alpha-tpuv5-lite
 #   SPOT=1                 asks for preemptible capacity
 #   CREATE_FLAGS           more flags of `gcloud compute tpus queued-resources create`, e.g. --network=… or --reserved
 #   NFS, NFS_OPTIONS, SETUP, RESTARTS: see tpu_host.sh
-#   DELETE=1               keep deletes the slice after the run has finished
+#   DELETE=1               keep deletes the slice when the run has finished, and when it has failed for good, after
+#                          printing the last lines of every host
 #   POLL                   seconds between two looks (default: 60)
 set -euo pipefail
 
@@ -23,9 +25,9 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # What a host needs of this project.
 parts=(LICENSE NOTICE README.md configs glipv2_jax input_pipeline launch pyproject.toml setup.cfg)
 
-need PROJECT "the Google Cloud project"
-need ZONE "the zone of the slice, such as europe-west4-b"
-need NAME "a name for the slice and its request"
+need PROJECT "the Google Cloud project" ZONE "the zone of the slice, such as europe-west4-b" \
+  NAME "a name for the slice and its request"
+need_number POLL RESTARTS
 where=(--project="$PROJECT" --zone="$ZONE")
 poll=${POLL:-60}
 printf -v settings ' %q' NFS="${NFS:-}" NFS_OPTIONS="${NFS_OPTIONS:-}" SETUP="${SETUP:-}" RESTARTS="${RESTARTS:-}"
@@ -53,9 +55,13 @@ slice_state() {
   fi
 }
 
+of_slice() {
+  need ACCELERATOR "the kind of slice, such as v5litepod-16" \
+    RUNTIME "the image of its machines, such as v2-alpha-tpuv5-lite"
+}
+
 create() {
-  need ACCELERATOR "the kind of slice, such as v5litepod-16"
-  need RUNTIME "the image of its machines, such as v2-alpha-tpuv5-lite"
+  of_slice
   local more=()
   [[ -z ${SPOT:-} ]] || more+=(--spot)
   # shellcheck disable=SC2206  # several flags in one variable
@@ -101,7 +107,7 @@ setup() {
     on_hosts all setup
 }
 
-# What the hosts say, each word once: of running, finished, failed, none. Empty: no answer.
+# What the hosts say, each word once: of running, finished, failed, stopped, none. Empty: no answer.
 run_state() {
   on_hosts all state 2>/dev/null | sed -n 's/^.*state: //p' | sort -u | tr '\n' ' ' || true
 }
@@ -110,7 +116,25 @@ delete() {
   act gcloud compute tpus queued-resources delete "$NAME" "${where[@]}" --force --quiet
 }
 
+start() {
+  if setup; then
+    on_hosts all run "$@" || true
+  fi
+}
+
+# What keep does with the slice of a run that is over. keep_or_delete "how it ended".
+keep_or_delete() {
+  if [[ -n ${DELETE:-} ]]; then
+    say "$1"
+    delete
+  else
+    say "$1. The slice still costs money: bash launch/tpu_vm.sh delete"
+  fi
+}
+
 keep() {
+  need_flags "$@"
+  of_slice
   if [[ -n $dry_run ]]; then
     create
     wait_for_slice
@@ -119,32 +143,49 @@ keep() {
     return
   fi
   # Every round looks first, so that it does not matter when this was started, or started again.
-  local state before=
+  local state before='' earlier ours=1             # ours: a request that is missing was never made, or deleted here
   while true; do
+    earlier=$before
     state=$(slice_state)
     [[ $state != READY ]] || state="READY, $(run_state)"
     [[ $state == "$before" ]] || say "$NAME: $state"
     before=$state
+    [[ $state != READY* ]] || ours=
     case $state in
-      MISSING) create ;;
-      FAILED | SUSPENDING | SUSPENDED | PREEMPTED | TERMINATED) delete || true ;;
+      MISSING)
+        if [[ -z $ours ]]; then
+          say "somebody has deleted the slice: this is the end"
+          exit 1
+        fi
+        # What cannot be asked for now may be in a minute, unless it is the first time.
+        if create; then
+          ours=
+        elif [[ -z $earlier ]]; then
+          exit 1
+        fi
+        ;;
+      ACCEPTED | CREATING | WAITING_FOR_RESOURCES | PROVISIONING) ours= ;;
+      FAILED | SUSPENDING | SUSPENDED | PREEMPTED | TERMINATED)
+        delete || true
+        ours=1
+        ;;
       READY*failed*)
-        say "the run has failed more often than RESTARTS allows; see: bash launch/tpu_vm.sh log"
-        say "The slice still costs money: bash launch/tpu_vm.sh delete"
+        on_hosts all last >&2 || true
+        keep_or_delete "the run has failed more often than RESTARTS allows; its last lines stand above"
         exit 1
         ;;
-      READY*running*none* | READY*none*running* | "READY, none ")
-        if setup; then
-          on_hosts all run "$@" || true
+      READY*stopped*)
+        if [[ -n $earlier ]]; then
+          say "somebody has stopped the run: this is the end; another keep goes on from there. The slice still costs" \
+            "money: bash launch/tpu_vm.sh delete"
+          exit 1
         fi
+        start "$@"
         ;;
+      READY*running*none* | READY*none*running* | "READY, none ") start "$@" ;;
       READY*running*) ;;
       READY*finished*)
-        if [[ -n ${DELETE:-} ]]; then
-          delete
-        else
-          say "finished. The slice still costs money: bash launch/tpu_vm.sh delete"
-        fi
+        keep_or_delete "finished"
         return
         ;;
     esac
@@ -156,7 +197,10 @@ case ${1:-} in
   create) create ;;
   wait) wait_for_slice ;;
   setup) setup ;;
-  run) on_hosts all run "${@:2}" ;;
+  run)
+    need_flags "${@:2}"
+    on_hosts all run "${@:2}"
+    ;;
   keep) keep "${@:2}" ;;
   status)
     say "$NAME: $(slice_state)"

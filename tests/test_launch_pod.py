@@ -87,8 +87,8 @@ def test_shellcheck_has_nothing_to_say():
 
 
 @pytest.mark.parametrize("command, variables", [
-    ("tpu_vm.sh create", SLICE), ("gke.sh create", POOL), ("gke.sh run", WORKLOAD),
-    ("slurm.sh", {"NODES": "2", "GPUS": "8"})])
+    ("tpu_vm.sh create", SLICE), ("gke.sh create", POOL), ("gke.sh run --config=c --workdir=/w", WORKLOAD),
+    ("slurm.sh --config=c --workdir=/w", {"NODES": "2", "GPUS": "8"})])
 def test_a_missing_variable_is_named_and_nothing_is_called(tmp_path, command, variables):
     cluster, (script, *words) = Cluster(tmp_path), command.split()
     for name in variables.keys() - {"POLL"}:
@@ -105,15 +105,15 @@ def test_an_unknown_command_is_named(tmp_path, script, variables):
 
 
 @pytest.mark.parametrize("command, variables, says", [
-    ("tpu_vm.sh keep --config=c", SLICE, [
+    ("tpu_vm.sh keep --config=c --workdir=/w", SLICE, [
         "queued-resources create", "queued-resources describe", "scp", "tpu_host.sh\\ setup", "--config=c"]),
     ("tpu_vm.sh status", SLICE, ["tpu_host.sh\\ state"]),
     ("tpu_vm.sh delete", SLICE, ["queued-resources delete pod"]),
     ("gke.sh create", POOL, ["node-pools create pod", "--num-nodes=4"]),
     ("gke.sh delete", POOL, ["node-pools delete pod"]),
-    ("gke.sh run --config=c", WORKLOAD, ["kind: JobSet", "kubectl apply --filename=-"]),
+    ("gke.sh run --config=c --workdir=/w", WORKLOAD, ["kind: JobSet", "kubectl apply --filename=-"]),
     ("gke.sh log", WORKLOAD, ["kubectl logs"]),
-    ("slurm.sh --config=c", {"NODES": "2", "GPUS": "8"}, ["sbatch --nodes=2", "--config=c"])])
+    ("slurm.sh --config=c --workdir=/w", {"NODES": "2", "GPUS": "8"}, ["sbatch --nodes=2", "--config=c"])])
 def test_a_dry_run_prints_and_calls_nothing(tmp_path, command, variables, says):
     cluster, (script, *words) = Cluster(tmp_path), command.split()
     code, _, calls = cluster.run(f"launch/{script}", "--dry-run", *words, **variables)
@@ -173,7 +173,7 @@ def test_the_project_travels_and_its_commands_survive_the_shells(tmp_path):
     assert done.returncode == 0 and (host / "set_up").read_text() == "it is\n"
     assert "sudo mount -t nfs -o vers=4.1 10.0.0.2:/share /mnt/glipv2" in log and "-e " in log and "[tpu]" in log
 
-    flags = ["--config=configs/a b.py", "--config.data.augment=\"resize(1)|flip('x')\"", "--config.note=$HOME"]
+    flags = ["--config=configs/a b.py", "--workdir=/w", "--config.data.augment=\"resize(1)|flip('x')\"", "--config.note=$HOME"]
     call = cluster.run("launch/tpu_vm.sh", "run", *flags, **SLICE, RESTARTS="3")[2][0]
     cluster.answer("systemctl", "[[ $* != *ActiveState* ]] || echo inactive\n")
     done, log = on_host(call)
@@ -196,6 +196,14 @@ def test_a_host_tells_how_its_run_is(tmp_path, active, sub, state):
     assert any("systemd-run" in call for call in calls) == (state != "running")
 
 
+def test_a_host_remembers_that_it_was_told_to_stop(tmp_path):
+    cluster = Cluster(tmp_path, systemctl="[[ $* != *ActiveState* ]] || echo inactive\n")
+    assert cluster.run("launch/tpu_host.sh", "stop")[2] == [["sudo", "systemctl", "stop", "glipv2_jax"]]
+    assert cluster.run("launch/tpu_host.sh", "state")[0] == 0 and cluster.output == "state: stopped\n"
+    cluster.run("launch/tpu_host.sh", "run")
+    assert cluster.run("launch/tpu_host.sh", "state")[0] == 0 and cluster.output == "state: none\n"
+
+
 KEEP = """case "$*" in
   *"queued-resources describe"*)
     state=$(next states)
@@ -205,6 +213,9 @@ KEEP = """case "$*" in
   *"tpu_host.sh state"*) next hosts | tr ' ' '\\n' | sed 's/^/state: /' ;;
 esac
 """
+
+
+KEPT = ("keep", "--config=c", "--workdir=/w")
 
 
 def deeds(calls):
@@ -221,7 +232,7 @@ def test_keep_makes_a_slice_again_after_every_preemption(tmp_path):
         states="MISSING\nWAITING_FOR_RESOURCES\nACTIVE\nACTIVE\nSUSPENDED\nMISSING\n"
                "ACTIVE\nACTIVE\nACTIVE\nMISSING\nACTIVE\n",
         machines="READY\nREADY\nREADY\nREADY\nPREEMPTED\nREADY\n", hosts="none\nrunning\nnone\nrunning\nfinished\n")
-    code, error, calls = cluster.run("launch/tpu_vm.sh", "keep", "--config=c", **SLICE, DELETE="1")
+    code, error, calls = cluster.run("launch/tpu_vm.sh", *KEPT, **SLICE, DELETE="1")
     assert code == 0, error
     assert deeds(calls) == ["create", "setup", "run", "delete", "create", "setup", "run", "delete", "create", "delete"]
     assert "pod: PREEMPTED" in error and "pod: READY, finished" in error
@@ -229,11 +240,28 @@ def test_keep_makes_a_slice_again_after_every_preemption(tmp_path):
 
 @pytest.mark.parametrize("hosts, does, code, says", [
     ("running none\nrunning\nfinished running\nfinished\n", ["setup", "run"], 0, "still costs money"),
-    ("finished none\n", [], 0, "finished"), ("failed running\n", [], 1, "failed more often than RESTARTS allows")])
+    ("finished none\n", [], 0, "finished"), ("failed running\n", [], 1, "failed more often than RESTARTS allows"),
+    ("running\nrunning stopped\n", [], 1, "somebody has stopped the run"),
+    ("stopped\nrunning\nfinished\n", ["setup", "run"], 0, "finished")])
 def test_keep_looks_at_every_host(tmp_path, hosts, does, code, says):
     cluster = Cluster(tmp_path, gcloud=KEEP, states="ACTIVE\n", machines="READY\n", hosts=hosts)
-    found, error, calls = cluster.run("launch/tpu_vm.sh", "keep", **SLICE)
+    found, error, calls = cluster.run("launch/tpu_vm.sh", *KEPT, **SLICE)
     assert found == code and says in error and deeds(calls) == does
+
+
+def test_keep_deletes_what_has_failed_for_good_after_its_last_lines(tmp_path):
+    cluster = Cluster(tmp_path, gcloud=KEEP, states="ACTIVE\n", machines="READY\n", hosts="running\nfailed\n")
+    code, error, calls = cluster.run("launch/tpu_vm.sh", *KEPT, **SLICE, DELETE="1")
+    lines = [" ".join(call) for call in calls]
+    assert code == 1 and "its last lines stand above" in error and "tpu_host.sh last" in lines[-2] and deeds(calls) == ["delete"]
+
+
+@pytest.mark.parametrize("states, does", [("ACTIVE\nMISSING\n", []), ("MISSING\nPROVISIONING\nMISSING\n", ["create"]),
+                                          ("WAITING_FOR_RESOURCES\nMISSING\n", [])])
+def test_keep_leaves_what_somebody_has_deleted(tmp_path, states, does):
+    cluster = Cluster(tmp_path, gcloud=KEEP, states=states, machines="READY\n", hosts="running\n")
+    code, error, calls = cluster.run("launch/tpu_vm.sh", *KEPT, **SLICE)
+    assert code == 1 and "somebody has deleted the slice" in error and deeds(calls) == does
 
 
 def test_keep_outlives_a_failing_setup_and_a_silent_service(tmp_path):
@@ -243,13 +271,13 @@ if [[ $* == *"queued-resources describe"* ]] && once silent; then echo "503" >&2
 """
     cluster = Cluster(tmp_path, gcloud=once + KEEP, states="ACTIVE\n", machines="READY\n",
                       hosts="none\nnone\nfinished\n")
-    code, error, calls = cluster.run("launch/tpu_vm.sh", "keep", **SLICE)
+    code, error, calls = cluster.run("launch/tpu_vm.sh", *KEPT, **SLICE)
     assert code == 0 and deeds(calls) == ["setup", "setup", "run"] and "no answer: 503" in error
 
 
 def test_the_jobset_is_what_the_variables_say(tmp_path):
     cluster = Cluster(tmp_path, kubectl='while IFS= read -r line; do echo "$line"; done >"$ANSWERS/applied"\n')
-    flags = ["--config=configs/it's.py", "--config.data.augment=resize(1)|flip(0.5)", "--x=a & b: __NAME__"]
+    flags = ["--config=configs/it's.py", "--workdir=/mnt/glipv2/w", "--config.data.augment=resize(1)|flip(0.5)", "--x=a & b: __NAME__"]
     code, _, calls = cluster.run("launch/gke.sh", "run", *flags, **WORKLOAD, RESTARTS="4")
     assert code == 0 and calls == [["kubectl", "apply", "--filename=-"]]
     jobset = yaml.safe_load((cluster.answers / "applied").read_text())
@@ -270,6 +298,31 @@ def test_the_jobset_is_what_the_variables_say(tmp_path):
         "containerName": container["name"], "operator": "In", "values": [os.EX_TEMPFAIL]}
 
 
+@pytest.mark.parametrize("command, variables, says", [
+    ("tpu_vm.sh keep --config=c", SLICE, "found no --workdir among the flags '--config=c'"),
+    ("tpu_vm.sh run --workdir=/w", SLICE, "found no --config"),
+    ("tpu_vm.sh keep --config=c --workdir=/w", SLICE | {"POLL": "1m"}, "found POLL=1m, expected a number"),
+    ("tpu_vm.sh status", {"ZONE": "z"}, "NAME is not set"),
+    ("gke.sh run --config= --workdir=/w", WORKLOAD, "found no --config"),
+    ("gke.sh run --config=c --workdir=/w", {"NAME": "pod"}, "CLAIM is not set"),
+    ("gke.sh stop", {"NAME": "Bad Name"}, "found NAME=Bad Name, expected"),
+    ("slurm.sh --config=c --workdir=/w", {"NODES": "two", "GPUS": "8"}, "found NODES=two, expected a number"),
+    ("slurm.sh --config=c", {"NODES": "2", "GPUS": "8"}, "found no --workdir")])
+def test_what_is_missing_or_wrong_is_named_before_anything_is_called(tmp_path, command, variables, says):
+    script, *words = command.split()
+    code, error, calls = Cluster(tmp_path).run(f"launch/{script}", *words, **variables)
+    assert code == 2 and not calls and says in error
+    if "is not set" in says:                                          # all at once
+        assert error.count("is not set") > 1
+
+
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "gke.sh", "slurm.sh"])
+def test_help_needs_no_variable(tmp_path, script):
+    cluster = Cluster(tmp_path)
+    assert cluster.run(f"launch/{script}", "--help")[::2] == (0, []) and f"bash launch/{script} [--dry-run]" in cluster.output
+    assert "SBATCH " not in cluster.output and "set -euo" not in cluster.output
+
+
 @pytest.mark.parametrize("topology", ["16", "2x3", "4x4x"])
 def test_a_topology_that_cannot_be_is_refused(tmp_path, topology):
     code, error, calls = Cluster(tmp_path).run("launch/gke.sh", "create", **POOL | {"TOPOLOGY": topology})
@@ -278,10 +331,10 @@ def test_a_topology_that_cannot_be_is_refused(tmp_path, topology):
 
 def test_slurm_submits_itself_and_the_copy_runs(tmp_path):
     cluster = Cluster(tmp_path)
-    code, error, calls = cluster.run("launch/slurm.sh", "--config=a b", NODES="2", GPUS="8", CPUS="6")
+    code, error, calls = cluster.run("launch/slurm.sh", "--config=a b", "--workdir", "w", NODES="2", GPUS="8", CPUS="6")
     assert code == 0, error
     assert calls[-1] == ["sbatch", "--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--cpus-per-task=6",
-                         f"{cluster.root}/launch/slurm.sh", "--config=a b"]
+                         f"{cluster.root}/launch/slurm.sh", "--config=a b", "--workdir", "w"]
     assert any("[cuda]" in word for call in calls for word in call)
     spool = tmp_path / "spool" / "job" / "slurm_script"
     spool.parent.mkdir(parents=True)

@@ -29,10 +29,13 @@ def command(detector, monkeypatch, tmp_path):
 
 def test_pictures_and_records_of_a_folder(command, tmp_path, capsys):
     command("pictures", "traffic light. dog.", "--threshold=0.3")
-    assert {path.name for path in (tmp_path / "found").iterdir()} == {"a.jpg", "a.json", "b.jpg", "b.json"}
-    line = json.loads((tmp_path / "found" / "a.json").read_text())
-    assert {i["category"] for i in line["detection"]["instances"]} <= {"traffic light", "dog"}
-    assert "2 pictures in found; the first after" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "found" / "detect").iterdir()} == {"a.jpg", "a.json", "b.jpg", "b.json"}
+    line = json.loads((tmp_path / "found" / "detect" / "a.json").read_text())
+    assert line["filename"] == "a.jpg" and {i["category"] for i in line["detection"]["instances"]} <= {"traffic light", "dog"}
+    assert "2 pictures in found/detect; the first after" in capsys.readouterr().out
+    command("pictures", "above and below", find=photos.ground)
+    assert "a.jpg: no boxes, as no thing is named in 'above and below'" in capsys.readouterr().out
+    assert len(list((tmp_path / "found").iterdir())) == 2                  # a folder for each task
 
 
 class Talking:
@@ -44,28 +47,42 @@ class Talking:
     def describe(self, image, threshold, caption="a cat", **options):
         self.options = options
         return Detections(np.array([[1, 1, 20, 30]], np.float32), np.array([0.9]), np.array([0]), (caption[:5],),
-                          np.asarray(Image.open(image)), caption, (((0, 5),),))
+                          image, caption, (((0, 5),),))
 
 
 def test_answers_and_captions_are_said_and_kept(command, monkeypatch, tmp_path, capsys):
     talking = Talking()
     monkeypatch.setattr("glipv2_jax.predict.Detector.from_pretrained", lambda *args, **options: talking)
     command("pictures", "is there a cat?", "--top=1", find=photos.answer)
-    record = json.loads((tmp_path / "found" / "a.json").read_text())
+    record = json.loads((tmp_path / "found" / "answer" / "a.json").read_text())
     assert record["answers"] == [{"answer": "yes", "probability": 0.75}] and record["grounding"]["regions"][0]["score"] == 0.9
     assert "a.jpg: yes 0.75; is th 0.90" in capsys.readouterr().out
-    command("pictures/a.jpg", "--beams=2", "--words=7", "--output=said", find=photos.describe)
+    command("pictures/a.jpg", "--beams=2", "--max_words=7", "--output=said", find=photos.describe)
     assert talking.options == {"beams": 2, "max_words": 7, "length_penalty": 1.0}
     assert json.loads((tmp_path / "said" / "a.json").read_text())["grounding"]["caption"] == "a cat"
     assert "a.jpg: a cat; a cat 0.90" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="no question; expected it after the photographs"):
+    with pytest.raises(SystemExit, match="expected photographs and behind them a question"):
         command("pictures", " ", find=photos.answer)
 
 
-def test_models_without_heads_are_named(command, tmp_path):
-    for find, arguments in ((photos.answer, ("pictures", "is it?")), (photos.describe, ("pictures", "--beams=0"))):
-        with pytest.raises(SystemExit, match="answers no questions|beams 0, max_words 20"):
-            command(*arguments, find=find)
+@pytest.mark.parametrize("find, arguments, message", [
+    (photos.answer, ("pictures", "is it?"), "glipv2: this model answers no questions"),
+    (photos.describe, ("pictures", "--max_words=500"), "glipv2: max_words: found 500, expected 1 or more, at most"),
+    (photos.ground, ("pictures", "a cat", "--phrases", "a dog"), "phrases: 'a dog' does not occur in the caption")])
+def test_what_is_wrong_with_words_or_model_is_said_once(command, find, arguments, message):
+    with pytest.raises(SystemExit) as told:
+        command(*arguments, find=find)
+    assert str(told.value).count(message) == 1 and "not read" not in str(told.value)
+
+
+@pytest.mark.parametrize("find, flag", [
+    (photos.detect, "--threshold=2"), (photos.ground, "--threshold=-1"), (photos.answer, "--threshold=nan"),
+    (photos.describe, "--beams=0"), (photos.answer, "--top=0"), (photos.detect, "--orders=x")])
+def test_numbers_out_of_range_are_named_with_their_flag(command, capsys, find, flag):
+    with pytest.raises(SystemExit):
+        command("pictures", "a cat.", flag, find=find)
+    name, value = flag.split("=")
+    assert f"argument {name}: found {value!r}, expected a number from" in capsys.readouterr().err
 
 
 def test_photographs_are_not_written_over(command, tmp_path):
@@ -80,12 +97,14 @@ def test_a_broken_photograph_is_named_after_the_others_are_done(command, tmp_pat
     (tmp_path / "pictures" / "broken.jpg").write_text("no picture")
     with pytest.raises(SystemExit, match=r"not read:\n.*broken.jpg: cannot read the image"):
         command("pictures/*", "a dog on grass", find=photos.ground)
-    assert {path.name for path in (tmp_path / "found").glob("*.jpg")} == {"a.jpg", "b.jpg"}
+    assert {path.name for path in (tmp_path / "found" / "ground").glob("*.jpg")} == {"a.jpg", "b.jpg"}
 
 
 @pytest.mark.parametrize("arguments, message", [
     (["nowhere.jpg", "a dog."], "nowhere.jpg: found no photograph"),
-    (["pictures"], "found no photograph; expected photographs and then the text"),
+    (["pictures"], "found 'pictures' as the last of 1 arguments, expected photographs and behind them class names"),
+    (["pictures/a.jpg", "pictures/b.png"], "found 'pictures/b.png' as the last of 2 arguments"),
+    ([], "found no argument, expected"),
     (["pictures", " . "], "no class names in")])
 def test_what_cannot_work_is_refused(command, arguments, message):
     with pytest.raises(SystemExit, match=message):

@@ -71,7 +71,7 @@ def test_the_search_fills_the_memory_and_puts_the_fastest_that_fits_first(monkey
     ("jit(train_step)/jvp(GLIPv2)/GLIPv2.predict/while/body/Fusion/mul", "fusion"),
     ("jit(train_step)/jvp(GLIPv2)/GLIPv2.encode_image/fpn/lateral4/conv", "pyramid"),
     ("jit(train_step)/jvp(GLIPv2)/GLIPv2.predict/mlm/decoder/dot", "heads"),
-    ("jit(train_step)/cond/branch_1_fun/add", "losses, targets, optimizer"), ("", "fetched ahead of its use")])
+    ("jit(train_step)/cond/branch_1_fun/add", "losses, targets, optimizer"), ("", "copies that the compiler adds")])
 def test_parts_of_a_step(origin, part):
     assert plan.part_of(origin) == part
 

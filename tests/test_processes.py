@@ -2,6 +2,7 @@
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -94,3 +95,31 @@ def test_what_hangs_is_ended_and_says_where(seconds, beats, hangs):
         assert "after step 7" in done.stderr and "time.sleep" not in done.stdout and 'File "<string>"' in done.stderr
     else:
         assert done.returncode == 0 and "went on" in done.stdout, done.stderr
+
+
+HOLDS_A_FOLDER = """
+import sys
+from glipv2_jax import files, processes
+folder, address, i = sys.argv[1:]
+processes.join(address, 2, int(i))
+files._SECONDS_TO_SEE = 1
+with processes.failing_together(), files.locked(folder):
+    print("holds")
+"""
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_folder_that_processes_do_not_share_is_refused_by_all(tmp_path, share):
+    """As where the file server was not mounted, and every machine would write to a folder of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    running = [subprocess.Popen(
+        [sys.executable, "-c", HOLDS_A_FOLDER, str(tmp_path / ("one" if share else str(i))), address, str(i)],
+        cwd=pathlib.Path(__file__).parent.parent, env=os.environ | {"JAX_PLATFORMS": "cpu"}, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE) for i in range(2)]
+    for process in running:
+        output, error = process.communicate(timeout=120)
+        assert (process.returncode == 0) == share and ("holds" in output) == share, error
+    if not share:
+        assert "processes [1] of 2 do not see what process 0 writes there" in error

@@ -246,7 +246,7 @@ def test_captions_of_other_readers(checkpoint, tmp_path):
         for index, line in enumerate(done):
             np.testing.assert_array_equal(stored[index]["image"](), image_ops.pixels_of(source[line["pair"]]))
             assert stored[index]["caption"] == source[line["pair"]]["caption"]
-    with pytest.raises(ValueError, match="class names, expected captions"):
+    with pytest.raises(ValueError, match="class names, expected one of captions"):
         run(scenes | {"task": "detection"}, checkpoint, tmp_path / "classes")
 
 

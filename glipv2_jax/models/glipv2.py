@@ -78,7 +78,7 @@ class GLIPv2(nn.Module):
     def setup(self):
         c, dtype = self.config, self.dtype
         text = c.text_encoder
-        self.image_encoder = Swin(c.image_encoder, dtype, c.remat, c.scan_layers)
+        self.image_encoder = Swin(c.image_encoder, dtype, c.remat, c.scan_layers, c.kernels)
         self.fpn = FPN(c.channels, c.drop_block, dtype)
         self.text_encoder = (Bert if text.kind == "bert" else ClipText)(text, dtype, c.remat, c.scan_layers)
         fusion, dyconv = rematerialised(Fusion, c.remat, (4,)), rematerialised(DyConv, c.remat)

@@ -9,7 +9,7 @@ import numpy as np
 from glipv2_jax.models.config import ImageEncoderConfig
 from glipv2_jax.models.layers import Conv, Dense, LayerNorm, named, rematerialised, scanned, torch_bias
 from glipv2_jax.models.regularization import drop_path
-from glipv2_jax.ops.einsum import einsum_float32
+from glipv2_jax.ops.window_attention import window_attention
 
 
 class Swin(nn.Module):
@@ -21,6 +21,7 @@ class Swin(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: str = ""
     scan_layers: bool = False
+    kernels: str = "auto"
 
     @nn.compact
     def __call__(self, image, train=False):
@@ -33,7 +34,8 @@ class Swin(nn.Module):
             dim = c.embed_dim * 2**stage
             # Frozen stages stay in evaluation mode.
             drops = train and c.drop_path > 0 and stage > c.frozen_stages - 2
-            blocks = [block(dim, c.num_heads[stage], c.window, c.window // 2 if i % 2 else 0, self.dtype, name=f"stage{stage}_block{i}")
+            blocks = [block(dim, c.num_heads[stage], c.window, c.window // 2 if i % 2 else 0, self.dtype, self.kernels,
+                            name=f"stage{stage}_block{i}")
                       for i in range(depth)]
             if self.scan_layers and depth > 2 and depth % 2 == 0 and not self.is_initializing():
                 rng = self.make_rng("dropout") if drops else None
@@ -97,6 +99,7 @@ class SwinBlock(nn.Module):
     window: int
     shift: int
     dtype: jnp.dtype
+    kernels: str = "auto"
 
     @nn.compact
     def __call__(self, x, rate=0.0, drops=False):
@@ -108,8 +111,8 @@ class SwinBlock(nn.Module):
         if self.shift:
             y = jnp.roll(y, (-self.shift, -self.shift), axis=(1, 2))
         y = window_partition(y, self.window)
-        mask = shift_mask(*padded, self.window, self.shift) if self.shift else None
-        y = WindowAttention(self.dim, self.num_heads, self.window, self.dtype, name="attn")(y, mask)
+        grid = tuple(side // self.window for side in padded)
+        y = WindowAttention(self.dim, self.num_heads, self.window, self.shift, self.dtype, self.kernels, name="attn")(y, grid)
         y = window_reverse(y, self.window, *padded)
         if self.shift:
             y = jnp.roll(y, (self.shift, self.shift), axis=(1, 2))
@@ -126,28 +129,22 @@ class SwinBlock(nn.Module):
 class WindowAttention(nn.Module):
     """Attention inside windows with a learned bias per relative position.
 
-    Call: x [B, W, M², C]; mask [W, M², M²] float32 to add, or None → [B, W, M², C].
+    Call: x [B, W, M², C] of a map that was rolled by `shift`; windows along its height and width → [B, W, M², C].
     """
     dim: int
     num_heads: int
     window: int
+    shift: int
     dtype: jnp.dtype
+    kernels: str = "auto"
 
     @nn.compact
-    def __call__(self, x, mask=None):
-        b, w, t, _ = x.shape
-        head_dim = self.dim // self.num_heads
+    def __call__(self, x, grid):
         table = self.param("relative_position_bias_table", named(nn.initializers.truncated_normal(0.02), (None, "heads")),
                            ((2 * self.window - 1)**2, self.num_heads))
         bias = table[relative_position_index(self.window)].transpose(2, 0, 1)         # [N, M², M²]
         qkv = Dense(3 * self.dim, dtype=self.dtype, names=("embed", "heads"), name="qkv")(x)
-        qkv = qkv.reshape(b, w, t, 3, self.num_heads, head_dim)
-        q, k, v = qkv[..., 0, :, :] * head_dim**-0.5, qkv[..., 1, :, :], qkv[..., 2, :, :]
-        scores = einsum_float32("bwqnd,bwknd->bwnqk", q, k) + bias
-        if mask is not None:
-            scores = scores + mask[:, None]
-        weights = nn.softmax(scores).astype(self.dtype)
-        out = jnp.einsum("bwnqk,bwknd->bwqnd", weights, v).reshape(b, w, t, self.dim)
+        out = window_attention(qkv, bias, grid=grid, shift=self.shift, form=self.kernels)
         return Dense(self.dim, dtype=self.dtype, names=("heads", "embed"), name="proj")(out)
 
 
@@ -175,16 +172,6 @@ def relative_position_index(window):
     cells = np.stack(np.meshgrid(np.arange(window), np.arange(window), indexing="ij")).reshape(2, -1)
     dy, dx = cells[:, :, None] - cells[:, None, :] + window - 1
     return dy * (2 * window - 1) + dx
-
-
-def shift_mask(height, width, window, shift):
-    """[HW/M², M², M²] float32: −100 between cells that the cyclic shift brought together, else 0."""
-    def regions(size):
-        index = np.arange(size)
-        return (index >= size - window).astype(int) + (index >= size - shift)
-    label = (3 * regions(height)[:, None] + regions(width)[None, :])[None, :, :, None]
-    label = window_partition(label, window)[0, :, :, 0]
-    return np.where(label[:, :, None] == label[:, None, :], 0.0, -100.0).astype(np.float32)
 
 
 def _pad_to_multiple(x, multiple):

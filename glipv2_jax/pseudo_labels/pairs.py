@@ -22,7 +22,8 @@ def open_pairs(spec, root=""):
     """
     source = make_source(spec, root)
     if source.class_names:
-        raise ValueError(f"--pairs: found {source.name!r}, a source of {len(source.class_names)} class names, expected captions")
+        raise ValueError(f"found {source.name!r}, a source of {len(source.class_names)} class names, expected one of captions "
+                         "(of readers that make either: --task=caption)")
     return source
 
 
