@@ -5,6 +5,7 @@ has the scores of its own head, and of what its weights gather only the lanes of
 so that the zeros cost nothing.
 """
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 _LANES = 128
 _BLOCK_BYTES = 2**20                   # of queries, keys and values that a block of windows may take
 _MOST_WINDOWS = 16
+_SIDE_BY_SIDE = 4
 _PARAMS = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=60 * 2**20)
 
 
@@ -30,8 +32,7 @@ def attention(qkv, bias, masks, grid, interpret=False):
       interpret: run on any platform, slowly.
     Returns: [B, W, M², C].
     """
-    qkv, bias, c = _whole_groups(qkv, bias)
-    return _call("window_attention", _forward_kernel, (qkv,), bias, masks, grid, interpret, out_columns=qkv.shape[3] // 3)[..., :c]
+    return _call("window_attention", _forward_kernel, (qkv,), bias, masks, grid, interpret, out_columns=qkv.shape[3] // 3)
 
 
 def attention_gradients(qkv, grad, bias, masks, grid, interpret=False):
@@ -41,31 +42,15 @@ def attention_gradients(qkv, grad, bias, masks, grid, interpret=False):
       grad: [B, W, M², C], of the results. Others as in `attention`.
     Returns: gradients [B, W, M², 3·C] of qkv and [B, N, M², M²] float32 of the bias, for every image.
     """
-    heads = len(bias)
-    qkv, bias, c = _whole_groups(qkv, bias)
-    padded = qkv.shape[3] // 3
-    grad = jnp.pad(grad, ((0, 0), (0, 0), (0, 0), (0, padded - c)))
-    grad_qkv, grad_bias = _call("window_attention_gradients", _backward_kernel, (qkv, grad), bias, masks, grid, interpret,
-                                out_columns=3 * padded, of_bias=True)
-    b, w, t, _ = qkv.shape
-    return grad_qkv.reshape(b, w, t, 3, padded)[..., :c].reshape(b, w, t, 3 * c), grad_bias[:, :heads]
-
-
-def _whole_groups(qkv, bias):
-    """Queries, keys and values, each padded with heads of zeros to a multiple of 128 lanes; the bias, padded alike; channels before."""
-    b, w, t, columns = qkv.shape
-    heads, c = len(bias), columns // 3
-    padded = -(-c // _LANES) * _LANES
-    if padded > c:
-        qkv = jnp.pad(qkv.reshape(b, w, t, 3, c), ((0, 0), (0, 0), (0, 0), (0, 0), (0, padded - c))).reshape(b, w, t, 3 * padded)
-        bias = jnp.pad(bias, ((0, padded // (c // heads) - heads), (0, 0), (0, 0)))
-    return qkv, bias, c
+    return _call("window_attention_gradients", _backward_kernel, (qkv, grad), bias, masks, grid, interpret, out_columns=qkv.shape[3],
+                 of_bias=True)
 
 
 def _call(name, kernel, batched, bias, masks, grid, interpret, out_columns, of_bias=False):
     b, w, t, columns = batched[0].shape
     qkv = batched[0]
     windows = max(1, min(_MOST_WINDOWS, w, _BLOCK_BYTES // (t * columns * qkv.dtype.itemsize)))
+    windows = windows // _SIDE_BY_SIDE * _SIDE_BY_SIDE or windows
     shared = [bias] + ([] if masks is None else [jnp.asarray(masks)])
 
     def block(columns):
@@ -98,75 +83,87 @@ def _sum_over_rows(a, b):
 
 
 def _for_groups(grid, masked, qkv_ref, bias_ref, rest, body):
-    """Calls `body` for every window of the block and group of lanes.
+    """Calls `body` for every group of lanes of some windows at a time: one window alone would wait for each of its products.
 
-    body: function of (window of the block, whether it is one of the image, lanes of the group, [heads] functions that keep the lanes of a
-      head, [heads] numbers of the heads, [heads] weights [M², M²] float32 of their queries, those queries scaled [M², 128], keys, values).
+    body: function of lists over those windows, and of what they share: windows of the block; whether each is one of the image; function of a
+      part (0: query, 1: key, 2: value) → lanes of the group there; [heads] functions that keep the lanes of a head; [heads] numbers of the
+      heads; [heads] of each window: weights [M², M²] float32 of their queries, and those queries scaled [M², lanes]; keys and values of
+      each window. The last group may have fewer lanes.
     """
     windows, t, columns = qkv_ref.shape[1:]
-    padded, heads = columns // 3, bias_ref.shape[0]
-    width, first = padded // heads, pl.program_id(1) * windows
-    lane = jax.lax.broadcasted_iota(jnp.int32, (t, _LANES), 1)
+    channels, heads = columns // 3, bias_ref.shape[0]
+    width, first = channels // heads, pl.program_id(1) * windows
+    together = math.gcd(windows, _SIDE_BY_SIDE)
 
     def keep(head):
-        return lambda x: jnp.where((lane >= head * width) & (lane < (head + 1) * width), x, jnp.zeros_like(x))
-    keepers = [keep(head) for head in range(_LANES // width)]
+        def kept(x):
+            lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
+            return jnp.where((lane >= head * width) & (lane < (head + 1) * width), x, jnp.zeros_like(x))
+        return kept
 
-    def of_window(window, _):
-        index = first + window
+    def kind(index):
         row, column = jax.lax.div(index, grid[1]), jax.lax.rem(index, grid[1])
-        kind = 2 * (row == grid[0] - 1).astype(jnp.int32) + (column == grid[1] - 1).astype(jnp.int32)
+        return 2 * (row == grid[0] - 1).astype(jnp.int32) + (column == grid[1] - 1).astype(jnp.int32)
 
-        def of_group(group, _):
-            q, k, v = (qkv_ref[0, window, :, pl.ds(pl.multiple_of(part * padded + group * _LANES, _LANES), _LANES)] for part in range(3))
-            scale = jnp.asarray(width**-0.5, q.dtype)
-            queries, numbers, weights = [], [], []
-            for head, kept in enumerate(keepers):
-                numbers.append(group * len(keepers) + head)
-                queries.append(kept(q) * scale)
-                scores = _rows_by_rows(queries[-1], k) + bias_ref[numbers[-1]]
-                if masked:
-                    scores += rest[0][kind]
-                shifted = jnp.exp(scores - scores.max(1, keepdims=True))
-                weights.append(shifted / shifted.sum(1, keepdims=True))
-            body(window, index < grid[0] * grid[1], pl.ds(pl.multiple_of(group * _LANES, _LANES), _LANES), keepers, numbers, weights, queries,
-                 k, v)
-            return 0
-        return jax.lax.fori_loop(0, padded // _LANES, of_group, 0)
-    jax.lax.fori_loop(0, windows, of_window, 0)
+    def of_windows(step, _):
+        places = [step * together + i for i in range(together)]
+
+        def of_group(group, lanes):
+            queries, keys, values = ([qkv_ref[0, place, :, lanes(part)] for place in places] for part in range(3))
+            keepers = [keep(head) for head in range(queries[0].shape[1] // width)]
+            numbers = [group * (_LANES // width) + head for head in range(len(keepers))]
+            scale = jnp.asarray(width**-0.5, qkv_ref.dtype)
+            queries = [[kept(q) * scale for kept in keepers] for q in queries]
+            scores = [[_rows_by_rows(q, k) + bias_ref[number] for q, number in zip(of_heads, numbers)] for of_heads, k in zip(queries, keys)]
+            if masked:
+                masks = [rest[0][kind(first + place)] for place in places]
+                scores = [[x + mask for x in of_heads] for of_heads, mask in zip(scores, masks)]
+            weights = [[jnp.exp(x - x.max(1, keepdims=True)) for x in of_heads] for of_heads in scores]
+            weights = [[x / x.sum(1, keepdims=True) for x in of_heads] for of_heads in weights]
+            real = [first + place < grid[0] * grid[1] for place in places]
+            body(places, real, lanes, keepers, numbers, weights, queries, keys, values)
+
+        if channels % _LANES:                     # parts begin and end anywhere, which only a program without a loop can tell
+            for group, begin in enumerate(range(0, channels, _LANES)):
+                of_group(group, lambda part, begin=begin: slice(part * channels + begin, part * channels + min(begin + _LANES, channels)))
+        else:
+            jax.lax.fori_loop(0, channels // _LANES, lambda group, _: of_group(
+                group, lambda part: pl.ds(pl.multiple_of(part * channels + group * _LANES, _LANES), _LANES)), None)
+    jax.lax.fori_loop(0, windows // together, of_windows, None)
 
 
 def _forward_kernel(grid, masked, qkv_ref, bias_ref, *refs):
     *rest, out_ref = refs
 
-    def body(window, real, lanes, keepers, numbers, weights, queries, k, v):
-        out = sum(kept(_dot(p.astype(v.dtype), v, ((1,), (0,)))) for kept, p in zip(keepers, weights))
-        out_ref[0, window, :, lanes] = out.astype(out_ref.dtype)
+    def body(places, real, lanes, keepers, numbers, weights, queries, keys, values):
+        outs = [sum(kept(_dot(p.astype(v.dtype), v, ((1,), (0,)))) for kept, p in zip(keepers, of_heads))
+                for of_heads, v in zip(weights, values)]
+        for place, out in zip(places, outs):
+            out_ref[0, place, :, lanes(0)] = out.astype(out_ref.dtype)
     _for_groups(grid, masked, qkv_ref, bias_ref, rest, body)
 
 
 def _backward_kernel(grid, masked, qkv_ref, grad_ref, bias_ref, *refs):
     *rest, grad_qkv_ref, grad_bias_ref = refs
-    padded = grad_ref.shape[3]
+    width = grad_ref.shape[3] // bias_ref.shape[0]
 
     @pl.when(pl.program_id(1) == 0)
     def _():
         grad_bias_ref[...] = jnp.zeros_like(grad_bias_ref)
 
-    def body(window, real, lanes, keepers, numbers, weights, queries, k, v):
-        grad = grad_ref[0, window, :, lanes]
-        grad_q, grad_k, grad_v = 0.0, 0.0, 0.0
-        for kept, number, p, q in zip(keepers, numbers, weights, queries):
-            of_head = kept(grad)
-            grad_p = _rows_by_rows(of_head, v)
-            grad_scores = p * (grad_p - (p * grad_p).sum(1, keepdims=True))
+    def body(places, real, lanes, keepers, numbers, weights, queries, keys, values):
+        grads = [[kept(grad_ref[0, place, :, lanes(0)]) for kept in keepers] for place in places]
+        grad_weights = [[_rows_by_rows(grad, v) for grad in of_heads] for of_heads, v in zip(grads, values)]
+        grad_scores = [[p * (grad - (p * grad).sum(1, keepdims=True)) for p, grad in zip(*of_heads)] for of_heads in zip(weights, grad_weights)]
+        for head, number in enumerate(numbers):
             # A block's windows behind the last one hold whatever was there.
-            grad_bias_ref[0, number] += jnp.where(real, grad_scores, 0.0)
-            grad_scores = grad_scores.astype(q.dtype)
-            grad_v += _sum_over_rows(p.astype(v.dtype), of_head)
-            grad_k += _sum_over_rows(grad_scores, q)
-            grad_q += kept(_dot(grad_scores, k, ((1,), (0,))))
-        width = padded // bias_ref.shape[0]
-        for part, of_part in enumerate((grad_q * width**-0.5, grad_k, grad_v)):
-            grad_qkv_ref[0, window, :, pl.ds(pl.multiple_of(part * padded, _LANES) + lanes.start, _LANES)] = of_part.astype(grad_qkv_ref.dtype)
+            grad_bias_ref[0, number] += sum(jnp.where(is_real, of_heads[head], 0.0) for is_real, of_heads in zip(real, grad_scores))
+        grad_scores = [[x.astype(qkv_ref.dtype) for x in of_heads] for of_heads in grad_scores]
+        parts = [(sum(kept(_dot(x, k, ((1,), (0,)))) for kept, x in zip(keepers, of_heads)) * width**-0.5,
+                  sum(_sum_over_rows(x, q) for x, q in zip(of_heads, of_queries)),
+                  sum(_sum_over_rows(p.astype(qkv_ref.dtype), grad) for p, grad in zip(of_weights, of_grads)))
+                 for of_heads, k, of_queries, of_weights, of_grads in zip(grad_scores, keys, queries, weights, grads)]
+        for place, of_window in zip(places, parts):
+            for part, grad in enumerate(of_window):
+                grad_qkv_ref[0, place, :, lanes(part)] = grad.astype(grad_qkv_ref.dtype)
     _for_groups(grid, masked, qkv_ref, bias_ref, rest, body)
