@@ -52,6 +52,9 @@ def set_up_logging():
     """The run's own lines on standard error. Libraries, which log every file that they touch, only warn."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")      # TensorFlow only reads files here; it announces the option
+    if processes.cluster() != "Cloud TPU":                   # the TPU compiler, installed for `glipv2 plan`, says at length that there is none
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
     absl_logging.set_verbosity(absl_logging.WARNING)
     handler = _StandardError()
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -100,15 +103,26 @@ def main(argv):
     from glipv2_jax import train  # late: TensorFlow comes with the data
     run = {"train": train.train_and_evaluate, "evaluate": train.evaluate_only}[_MODE.value]
     with processes.failing_together():
-        run(_CONFIG.value, _WORKDIR.value)
+        try:
+            run(_CONFIG.value, _WORKDIR.value)
+        except FileNotFoundError as error:
+            if jax.process_count() > 1:
+                raise
+            sys.exit(f"glipv2: {error}")
 
 
 def _parsed(argv):
-    """absl's parser of flags; a config that cannot be read, and a field that it does not have, are usage errors, too."""
+    """absl's parser of flags, which knows no words for a field that the config lacks, and finds a missing file when it is used."""
     try:
-        return app.parse_flags_with_usage(argv)
-    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-        sys.exit(f"glipv2: {' '.join(map(str, error.args)) or type(error).__name__}")
+        rest = app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:
+        name, flags_given = str(error.args[0]).splitlines()[0].strip("\"'"), ", ".join(x for x in argv if x.startswith("--config."))
+        sys.exit(f"glipv2: found no field {name!r} in the config, expected one for each of {flags_given}")
+    try:
+        hasattr(_CONFIG.value, "to_dict")
+    except OSError as error:
+        sys.exit(f"glipv2: --config: {error}")
+    return rest
 
 
 def run():
