@@ -90,7 +90,7 @@ def _for_groups(grid, masked, qkv_ref, bias_ref, rest, body):
       heads; [heads] of each window: weights [M², M²] float32 of their queries, and those queries scaled [M², lanes]; keys and values of
       each window. The last group may have fewer lanes.
     """
-    windows, t, columns = qkv_ref.shape[1:]
+    windows, _, columns = qkv_ref.shape[1:]
     channels, heads = columns // 3, bias_ref.shape[0]
     width, first = channels // heads, pl.program_id(1) * windows
     together = math.gcd(windows, _SIDE_BY_SIDE)
