@@ -200,7 +200,8 @@ def main(arguments=None):
         for compiled in (False, True) if with_peer else ():
             how = "torch.compile" if compiled else "eager"
             with console.status(f"GroundingDINO-T, {images} images, {how}"):
-                add("GroundingDINO-T", images, how, True, in_own_process(peer, about["backend"], size, images, args.tokens, args.dtype, compiled, args.steps))
+                add("GroundingDINO-T", images, how, True, in_own_process(
+                    peer, about["backend"], size, images, args.tokens, args.dtype, compiled, args.steps))
     table = Table("model", "images a device", "how", "compile", "ms a step", "images/s", "peak GB", "planned GB", "TFLOP/s", "MFU", "finite",
                   title=f"training step, {args.size}, {args.tokens} tokens, {BOXES} boxes, {args.dtype}, median of {args.steps}")
     for row in rows:

@@ -25,8 +25,8 @@ def spec_of(path, images=None):
             return {"kind": "flickr_entities", "folder": str(file), "image_folder": str(images)}
         if (file / "Annotations").is_dir():
             return {"kind": "voc", "folder": str(file)}
-        raise ValueError(f"{path}: found a folder without Annotations or dataset.json, expected an annotation file, a folder of VOC or a prepared one; "
-                         "the folder of images goes to --images")
+        raise ValueError(f"{path}: found a folder without Annotations or dataset.json, expected an annotation file, "
+                         "a folder of VOC or a prepared one; the folder of images goes to --images")
     if not file.is_file():
         raise ValueError(f"{path}: no such file")
     if file.suffix in (".yaml", ".yml"):

@@ -15,6 +15,7 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, 
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all", "iota",
          "partition-id", "replica-id", "copy-done", "all-gather-done", "all-reduce-done", "collective-permute-done", "async-done",
          "async-start", "async-update", "slice-done", "dynamic-slice-done", "optimization-barrier"}
+_CALLS = r"(body|calls|to_apply|branch_computations|true_computation|called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)"
 _SLICES = {"dynamic-slice", "gather", "slice"}
 
 Instruction = collections.namedtuple("Instruction", "name kind shapes operands text")
@@ -44,8 +45,7 @@ class Program:
         self._times[computation] += count
         for instruction in self.computations[computation].values():
             trips = self._trips(instruction) if instruction.kind == "while" else 1
-            for key, names in re.findall(r"(body|calls|to_apply|branch_computations|true_computation|called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)",
-                                         instruction.text):
+            for key, names in re.findall(_CALLS, instruction.text):
                 # What a reduction applies to each pair of elements does nothing by itself.
                 if key == "to_apply" and instruction.kind != "call":
                     continue

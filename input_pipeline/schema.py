@@ -22,8 +22,8 @@ A **record** is what a source returns for one index, before any transform. A pla
 A **source** has `name: str`, `class_names: tuple[str, ...]` (empty for captions), `category_ids: tuple[int, ...]`
 (the ids that result files use, same order), `len(source)` and `source[index] -> record`. Reading index i twice
 gives equal records. Optional: `image_size(index) -> (height, width)` without decoding, by which images are sorted
-where there are several canvases (evaluation needs it then), and `image_sizes`, int [n, 2], all of them at once; `caption(index) -> str` without the image, for captions;
-`image_bytes(index)`, the image file as it is, where there is one; `file_name(index)`, what the annotations call it;
+where there are several canvases (evaluation needs it then), and `image_sizes`, int [n, 2], all of them at once;
+`caption(index) -> str` without the image, for captions; `image_bytes(index)`, the image file as it is, where there is one; `file_name(index)`, what the annotations call it;
 `phrases`, what prompts call the classes where that is more than their names (`prompts.names_of`); `class_about`, a dict for
 each class with its `synonym` and `definition` (`prompts.worded`); `replace_empty`, true
 of image-text pairs with pseudo boxes: in training another record takes the place of one without boxes, and captions of

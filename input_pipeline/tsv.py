@@ -33,8 +33,8 @@ class Tsv:
 
     With a label map the rows are objects with classes, without one they are captions with pseudo boxes: `bboxes`,
     `scores`, `tokens_positive` for each box, or for each entity with lists of boxes and scores (version v2, seen by its
-    form); a caption alone, as the reference's rows to be labelled are, has no boxes. Corners are inclusive, as the reference reads them. A caption's boxes are in pixels of an `img_w` × `img_h`
-    image and are scaled to the image that is there.
+    form); a caption alone, as the reference's rows to be labelled are, has no boxes. Corners are inclusive, as the reference reads
+    them. A caption's boxes are in pixels of an `img_w` × `img_h` image and are scaled to the image that is there.
 
     Args:
       yaml_path: the data set.

@@ -24,7 +24,8 @@ def test_noise_obeys_the_contract():
     config.train.batch_size = 2
     batch = train.noise_batch(config, np.random.default_rng(0))
     spec = batch_spec(2, (64, 96), 64, config.data.max_boxes)
-    assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {key: (shape, np.dtype(dtype)) for key, (shape, dtype) in spec.items()}
+    assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
+        key: (shape, np.dtype(dtype)) for key, (shape, dtype) in spec.items()}
     boxes, mask = batch["boxes"], batch["box_mask"]
     assert mask.sum() == 2 * train.BOXES
     assert (boxes[mask][:, 2:] > boxes[mask][:, :2]).all() and (boxes >= 0).all() and (boxes <= [95, 63] * 2).all()

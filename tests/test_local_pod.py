@@ -133,6 +133,7 @@ def test_the_supervisor_of_one_host_lets_lines_through_and_keeps_to_the_rule(tmp
 
 @pytest.mark.parametrize("script, arguments, says", [
     ("supervise.py", ["python"], "found no -- with what to run"),
+    ("supervise.py", ["--", "no_such_program"], "found no program 'no_such_program' to run behind --"),
     ("local_pod.py", ["--processes=2"], "found no -- with what to run"),
     ("local_pod.py", ["--processes=0", "--", "--config=c"], "--processes: found 0, expected 1 or more"),
     ("local_pod.py", ["--", "--config=c"], "--processes")])

@@ -25,7 +25,8 @@ TINY = {"image_encoder": {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": 
                           "drop_path": 0.0},
         "text_encoder": {"vocab_size": 64, "width": 32, "num_layers": 1, "num_heads": 2, "mlp_dim": 32,
                          "max_positions": 16, "dropout": 0.0},
-        "channels": 16, "drop_block": 0.0, "fusion_dropout": 0.0, "num_blocks": 1, "fusion_dim": 32, "fusion_heads": 2, "fusion_chunk": 7, "text_mlp_dim": 32,
+        "channels": 16, "drop_block": 0.0, "fusion_dropout": 0.0, "num_blocks": 1,
+        "fusion_dim": 32, "fusion_heads": 2, "fusion_chunk": 7, "text_mlp_dim": 32,
         "text_heads": 2, "contrastive_dim": 8}
 
 

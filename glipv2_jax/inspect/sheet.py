@@ -215,7 +215,8 @@ table { border-collapse: collapse; font-size: .9rem; } th { text-align: left; fo
 figure { break-inside: avoid; margin: 0 0 1rem; background: var(--paper); border: 1px solid var(--line); border-radius: 12px;
   overflow: hidden; } figure img { display: block; width: 100%; height: auto; } figcaption { padding: .6rem .9rem .4rem; }
 .words { margin: 0; max-height: 16rem; overflow: auto; color: #9aa0a9; line-height: 1.75; font-size: .88rem; }
-.words .named { box-decoration-break: clone; -webkit-box-decoration-break: clone; border-radius: 5px; padding: .08rem .35rem; font-weight: 600; } .special { font-size: .7rem; opacity: .7; }
+.words .named { box-decoration-break: clone; -webkit-box-decoration-break: clone; border-radius: 5px; padding: .08rem .35rem; font-weight: 600; }
+.special { font-size: .7rem; opacity: .7; }
 </style></head><body>
 BODY
 </body></html>
