@@ -36,11 +36,11 @@ def parts_of(model, config, mesh):
     height, width = config.data.canvases[0]
     sides = [(-(-height // stride), -(-width // stride)) for stride in (8, 16, 32, 64, 128)]
     levels = [array(*side, c.channels) for side in sides]
-    words, mask, key = array(t, c.text_encoder.width), array(t, dtype=bool), jax.random.key(0)
+    words, mask = array(t, c.text_encoder.width), array(t, dtype=bool)
 
     def of(method, **options):
         def loss(params, *args):
-            outs = model.apply({"params": params}, *args, **options, train=True, rngs={"dropout": key}, method=method)
+            outs = model.apply({"params": params}, *args, **options, train=True, rngs={"dropout": jax.random.key(0)}, method=method)
             return sum((out.astype(jnp.float32)**2).sum() for out in jax.tree.leaves(outs))
         return loss
     return {"image encoder, pyramid": (of("encode_image"), (array(height, width, 3, dtype=jnp.uint8), array(2, dtype=jnp.int32))),
