@@ -1,10 +1,9 @@
 """What compiling a training step takes, part by part, with equal layers in a loop and one by one.
 
-    python -m benchmarks.compile_parts --variant=glipv2_t --topology=v5e:2x2
+    python -m benchmarks.compile_parts --variant=glipv2_t --topology=v5e:2x2 --forms=loop
 
-Each part of the model is compiled by itself, forward and gradients, as one device of the topology would run it, and the whole step, so that
-what the whole takes beyond its parts (losses, targets, optimizer, what XLA does with all of it at once) is the last row. Seconds of CPU
-time, as the compiler uses several threads and the machine may have other work.
+Each part of the model is compiled by itself, forward and gradients, for the devices of the topology; with `--whole` the step, too, which
+has losses, targets and optimizer besides. Seconds of CPU time, as the compiler uses several threads and the machine may have other work.
 """
 import argparse
 import copy
@@ -22,17 +21,15 @@ from glipv2_jax import sharding
 from glipv2_jax.build import abstract_params, build
 from glipv2_jax.plan import absent_devices, compile_train
 
-FORMS = {"loop": True, "one by one": False}
+FORMS = {"loop": True, "unrolled": False}             # → config.model.overrides.scan_layers
 
 
 def parts_of(model, config, mesh):
     """dict of name → (function of parameters and arrays, those arrays)."""
-    c, t = model.config, config.data.max_tokens
-    images = config.train.batch_size // len(mesh.devices.reshape(-1))
-    split = sharding.batch_sharding(mesh)
+    c, t, split = model.config, config.data.max_tokens, sharding.batch_sharding(mesh)
 
     def array(*shape, dtype=model.dtype):
-        return jax.ShapeDtypeStruct((images * mesh.devices.size, *shape), dtype, sharding=split)
+        return jax.ShapeDtypeStruct((config.train.batch_size, *shape), dtype, sharding=split)
     height, width = config.data.canvases[0]
     sides = [(-(-height // stride), -(-width // stride)) for stride in (8, 16, 32, 64, 128)]
     levels = [array(*side, c.channels) for side in sides]
@@ -61,6 +58,7 @@ def main():
     parser.add_argument("--variant", default="glipv2_t", help="named model, with the recipe of pre-training")
     parser.add_argument("--topology", default="v5e:2x2")
     parser.add_argument("--images", type=int, default=4, help="of a device")
+    parser.add_argument("--forms", default=",".join(FORMS), help=f"of {', '.join(FORMS)}; default: both")
     parser.add_argument("--whole", action="store_true", help="the whole step, too: a quarter of an hour each")
     parser.add_argument("--json", type=pathlib.Path, help="file for the numbers")
     args = parser.parse_args()
@@ -69,10 +67,11 @@ def main():
     base, devices = pretrain.get_config(args.variant, num_steps=330_000), absent_devices(args.topology)
     base.train.batch_size = base.eval.batch_size = args.images * len(devices)
     results = {}
-    for form, scans in FORMS.items():
+    forms = args.forms.split(",")
+    for form in forms:
         config = copy.deepcopy(base)
         with config.unlocked():
-            config.model.overrides.scan_layers = scans
+            config.model.overrides.scan_layers = FORMS[form]
         mesh, _, model = build(config, devices)
         params = abstract_params(mesh, model, config)
         with sharding.use(mesh, config.mesh.rules):
@@ -83,10 +82,10 @@ def main():
             started = time.process_time()
             plan = compile_train(config, devices, args.topology, args.variant)
             results.setdefault("whole step", {})[form] = time.process_time() - started, plan.temporaries / 1e9
-    table = Table("part", *(f"{form}, {what}" for form in FORMS for what in ("CPU s", "GB of temporaries")),
+    table = Table("part", *(f"{form}, {what}" for form in forms for what in ("CPU s", "GB of temporaries")),
                   title=f"{args.variant} for {args.topology}, {args.images} images a device")
     for part, of_forms in results.items():
-        table.add_row(part, *(f"{value:.1f}" for form in FORMS for value in of_forms[form]))
+        table.add_row(part, *(f"{value:.1f}" for form in forms for value in of_forms[form]))
     Console(width=140).print(f"jax {jax.__version__}, {time.strftime('%Y-%m-%d')}", table)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")

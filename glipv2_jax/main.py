@@ -106,20 +106,23 @@ def main(argv):
         try:
             run(_CONFIG.value, _WORKDIR.value)
         except FileNotFoundError as error:
-            if jax.process_count() > 1:
+            if jax.process_count() > 1 or error.errno is not None:               # not one in words of ours
                 raise
             sys.exit(f"glipv2: {error}")
 
 
 def _parsed(argv):
-    """absl's parser of flags, which knows no words for a field that the config lacks, and finds a missing file when it is used."""
+    """absl's parser of flags, which has no words of its own for a field that the config lacks, nor for a config file that is missing."""
     try:
         rest = app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError) as error:
-        name, flags_given = str(error.args[0]).splitlines()[0].strip("\"'"), ", ".join(x for x in argv if x.startswith("--config."))
-        sys.exit(f"glipv2: found no field {name!r} in the config, expected one for each of {flags_given}")
+        name = str(error.args[0] if error.args else "").strip("\"'")
+        wrong = [flag for flag in argv if flag.startswith("--config.") and name in flag.partition("=")[0].split(".")[1:]]
+        if not wrong:                                            # an error of the config file itself
+            raise
+        sys.exit(f"glipv2: {', '.join(wrong)}: found no field {name!r} in the config")
     try:
-        hasattr(_CONFIG.value, "to_dict")
+        hasattr(_CONFIG.value, "to_dict")                        # a missing file is told by whatever is asked of it first
     except OSError as error:
         sys.exit(f"glipv2: --config: {error}")
     return rest

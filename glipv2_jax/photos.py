@@ -112,11 +112,11 @@ def _photos_before(args, text):
     if len(args.inputs) < 2 or not last.strip() or last.lower().endswith(SUFFIXES) and os.path.exists(last):
         found = f"{last!r} as the last of {len(args.inputs)} arguments" if args.inputs else "no argument"
         sys.exit(f"glipv2: found {found}, expected photographs and behind them {text}; or --example")
-    return _photos(args.inputs[:-1])
+    return _photos(args.inputs[:-1], ". The last argument is the text")
 
 
-def _photos(patterns):
-    """Name → path of every photograph; names are unique. Exits where a pattern finds nothing."""
+def _photos(patterns, hint=""):
+    """Name → path of every photograph; names are unique. Exits where a pattern finds nothing; `hint` is said then."""
     found = []
     for pattern in patterns:
         path = pathlib.Path(pattern)
@@ -125,11 +125,10 @@ def _photos(patterns):
         else:
             inside = [path] if path.exists() else sorted(map(pathlib.Path, glob.glob(pattern, recursive=True)))
         if not inside:
-            sys.exit(f"glipv2: {pattern}: found no photograph; expected a file, a folder with {', '.join(SUFFIXES)}, "
-                     "or a pattern. The last argument is the text.")
+            sys.exit(f"glipv2: {pattern}: found no photograph; expected a file, a folder with {', '.join(SUFFIXES)}, or a pattern{hint}")
         found += inside
     if not found:
-        sys.exit("glipv2: found no photograph; expected photographs and then the text, or --example")
+        sys.exit("glipv2: found no photograph; expected some, or --example")
     photos = {}
     for path in dict.fromkeys(found):
         name, count = path.stem, 1

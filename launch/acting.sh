@@ -36,12 +36,12 @@ need() {
   fi
 }
 
-# need_number [VARIABLE]…: ends with a message that names all that are set to something else.
+# need_number LEAST [VARIABLE]…: ends with a message that names all that are set to something else.
 need_number() {
-  local variable wrong=
-  for variable in "$@"; do
-    if [[ -n ${!variable:-} && ! ${!variable} =~ ^[0-9]+$ ]]; then
-      echo "$(basename "$0"): found $variable=${!variable}, expected a number" >&2
+  local variable wrong='' least=$1
+  for variable in "${@:2}"; do
+    if [[ -n ${!variable:-} ]] && [[ ! ${!variable} =~ ^(0|[1-9][0-9]*)$ || ${!variable} -lt $least ]]; then
+      echo "$(basename "$0"): found $variable=${!variable}, expected a number from $least" >&2
       wrong=1
     fi
   done
@@ -50,14 +50,22 @@ need_number() {
 
 # need_flags FLAGS…: ends with a message unless a run has what the program cannot do without.
 need_flags() {
-  local flag
+  local flag word before found missing=()
   for flag in config workdir; do
-    if [[ " $* " != *" --$flag="[!\ ]* && " $* " != *" --$flag "[^-]* ]]; then
-      echo "$(basename "$0"): found no --$flag among the flags '$*', expected --config=FILE and --workdir=FOLDER," \
-        "a folder that all machines share" >&2
-      exit 2
-    fi
+    found='' before=''
+    for word in "$@"; do
+      if [[ $word =~ ^--?($flag=.|flagfile) || $before =~ ^--?$flag$ && $word =~ ^[^-] ]]; then
+        found=1
+      fi
+      before=$word
+    done
+    [[ -n $found ]] || missing+=("--$flag")
   done
+  if [[ ${#missing[@]} -gt 0 ]]; then
+    echo "$(basename "$0"): found no ${missing[*]} among the flags '$*', expected --config=FILE and --workdir=FOLDER," \
+      "a folder that all machines share" >&2
+    exit 2
+  fi
 }
 
 # act COMMAND…: prints the command as a shell would read it, and runs it unless this is a dry run.

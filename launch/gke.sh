@@ -19,20 +19,28 @@ source "$(dirname "${BASH_SOURCE[0]}")/acting.sh"
 
 here=$(dirname "${BASH_SOURCE[0]}")
 chips=${CHIPS:-4}
-need NAME "a name for the run, of lower-case letters, digits and -"
+sides="chips along each side of the slice, such as 4x4"
+more=()
+case ${1:-} in
+  create | delete)
+    more+=(PROJECT "the Google Cloud project" LOCATION "the zone or region of the cluster" CLUSTER "the cluster")
+    [[ $1 == delete ]] || more+=(MACHINE "the kind of machine, such as ct5lp-hightpu-4t" TOPOLOGY "$sides")
+    ;;
+  run)
+    more+=(ACCELERATOR "the kind of TPU, such as tpu-v5-lite-podslice" TOPOLOGY "$sides"
+      IMAGE "the image with this project and the extra tpu, made of launch/Dockerfile"
+      CLAIM "the PersistentVolumeClaim of the folder that all hosts share")
+    ;;
+esac
+need NAME "a name for the run, of lower-case letters, digits and -" "${more[@]}"
+where=(--project="${PROJECT:-}" --location="${LOCATION:-}" --cluster="${CLUSTER:-}")
 if [[ ! $NAME =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]]; then
   echo "gke.sh: found NAME=$NAME, expected at most 40 lower-case letters, digits and -, a letter first" >&2
   exit 2
 fi
-need_number CHIPS RESTARTS
+need_number 1 CHIPS
+need_number 0 RESTARTS
 pods=jobset.sigs.k8s.io/jobset-name=$NAME
-
-of_cluster() {
-  need PROJECT "the Google Cloud project" LOCATION "the zone or region of the cluster" CLUSTER "the cluster" "$@"
-  where=(--project="$PROJECT" --location="$LOCATION" --cluster="$CLUSTER")
-}
-
-sides="chips along each side of the slice, such as 4x4"
 
 # Sets hosts: how many machines the topology has.
 count_hosts() {
@@ -44,7 +52,6 @@ count_hosts() {
 }
 
 create() {
-  of_cluster MACHINE "the kind of machine, such as ct5lp-hightpu-4t" TOPOLOGY "$sides"
   count_hosts
   local more=()
   [[ -z ${SPOT:-} ]] || more+=(--spot)
@@ -68,9 +75,6 @@ manifest() {
 }
 
 run() {
-  need ACCELERATOR "the kind of TPU, such as tpu-v5-lite-podslice" TOPOLOGY "$sides" \
-    IMAGE "the image with this project and the extra tpu, made of launch/Dockerfile" \
-    CLAIM "the PersistentVolumeClaim of the folder that all hosts share"
   need_flags "$@"
   count_hosts
   [[ -z $dry_run ]] || manifest "$@"
@@ -86,10 +90,7 @@ case ${1:-} in
     ;;
   log) act kubectl logs --follow --tail=100 --selector="$pods,batch.kubernetes.io/job-completion-index=0" ;;
   stop) act kubectl delete jobset "$NAME" ;;
-  delete)
-    of_cluster
-    act gcloud container node-pools delete "$NAME" "${where[@]}" --quiet
-    ;;
+  delete) act gcloud container node-pools delete "$NAME" "${where[@]}" --quiet ;;
   *)
     echo "gke.sh: found '${1:-}', expected create, run, status, log, stop or delete" >&2
     exit 2

@@ -34,7 +34,8 @@ export EXTRAS=${EXTRAS:-cuda} GLIPV2_JAX_ROOT=$root
 
 submit() {
   need NODES "the number of machines" GPUS "the number of GPUs of each machine"
-  need_number NODES GPUS CPUS RESTARTS
+  need_number 1 NODES GPUS CPUS
+  need_number 0 RESTARTS
   need_flags "$@"
   # shellcheck disable=SC2153  # GPUS is another than CPUS
   local size=(--nodes="$NODES" --ntasks-per-node="$GPUS" --gpus-per-node="$GPUS")

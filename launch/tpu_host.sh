@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What tpu_vm.sh starts on each host of a TPU slice, from the copy of this project that it brought there.
-#   bash launch/tpu_host.sh setup | run [flags of glipv2_jax.main] | state | log | last | stop
+#   bash launch/tpu_host.sh setup | run [flags of glipv2_jax.main] | state | log | last | stop | allow
 #   NFS          of setup: address:/share of a file server (Filestore), mounted at /mnt/glipv2
 #   NFS_OPTIONS  of that mount (default: vers=4.1; a server that has version 3 alone: vers=3,nolock, as it keeps the lock
 #                of a machine that is gone, and the run would wait for it)
@@ -11,7 +11,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 unit=glipv2_jax
-stopped=$root/.stopped             # there: the run was told to stop here; tpu_vm.sh keep then leaves it so
+stopped=$root/.stopped             # there: the run was told to stop, and is not started before that is taken back (allow)
 export EXTRAS=tpu
 
 setup() {
@@ -43,8 +43,7 @@ state() {
   case "$active $(systemctl show "$unit" --property=SubState --value)" in
     "active exited") echo finished ;;
     active* | activating* | deactivating*) echo running ;;
-    failed*) echo failed ;;
-    *) if [[ -e $stopped ]]; then echo stopped; else echo none; fi ;;
+    *) if [[ -e $stopped ]]; then echo stopped; elif [[ $active == failed ]]; then echo failed; else echo none; fi ;;
   esac
 }
 
@@ -54,7 +53,10 @@ run() {
     echo "already running"
     return
   fi
-  rm -f "$stopped"
+  if [[ -e $stopped ]]; then
+    echo "not started: it was told to stop"
+    return
+  fi
   # What an earlier run has left; without one, there is nothing to stop.
   sudo systemctl stop "$unit" 2>/dev/null || true
   sudo systemctl reset-failed "$unit" 2>/dev/null || true
@@ -75,10 +77,13 @@ case ${1:-} in
   last) journalctl --unit="$unit" --output=cat --lines=40 --no-pager ;;
   stop)
     touch "$stopped"
-    sudo systemctl stop "$unit"
+    if [[ $(systemctl show "$unit" --property=ActiveState --value) != inactive ]]; then
+      sudo systemctl stop "$unit"
+    fi
     ;;
+  allow) rm -f "$stopped" ;;
   *)
-    echo "tpu_host.sh: found '${1:-}', expected setup, run, state, log, last or stop" >&2
+    echo "tpu_host.sh: found '${1:-}', expected setup, run, state, log, last, stop or allow" >&2
     exit 2
     ;;
 esac

@@ -25,9 +25,15 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # What a host needs of this project.
 parts=(LICENSE NOTICE README.md configs glipv2_jax input_pipeline launch pyproject.toml setup.cfg)
 
+more=()
+case ${1:-} in
+  create | keep)
+    more+=(ACCELERATOR "the kind of slice, such as v5litepod-16" RUNTIME "the image of its machines, such as v2-alpha-tpuv5-lite")
+    ;;
+esac
 need PROJECT "the Google Cloud project" ZONE "the zone of the slice, such as europe-west4-b" \
-  NAME "a name for the slice and its request"
-need_number POLL RESTARTS
+  NAME "a name for the slice and its request" "${more[@]}"
+need_number 0 POLL RESTARTS
 where=(--project="$PROJECT" --zone="$ZONE")
 poll=${POLL:-60}
 printf -v settings ' %q' NFS="${NFS:-}" NFS_OPTIONS="${NFS_OPTIONS:-}" SETUP="${SETUP:-}" RESTARTS="${RESTARTS:-}"
@@ -55,13 +61,7 @@ slice_state() {
   fi
 }
 
-of_slice() {
-  need ACCELERATOR "the kind of slice, such as v5litepod-16" \
-    RUNTIME "the image of its machines, such as v2-alpha-tpuv5-lite"
-}
-
 create() {
-  of_slice
   local more=()
   [[ -z ${SPOT:-} ]] || more+=(--spot)
   # shellcheck disable=SC2206  # several flags in one variable
@@ -116,25 +116,24 @@ delete() {
   act gcloud compute tpus queued-resources delete "$NAME" "${where[@]}" --force --quiet
 }
 
-start() {
-  if setup; then
-    on_hosts all run "$@" || true
-  fi
-}
-
 # What keep does with the slice of a run that is over. keep_or_delete "how it ended".
 keep_or_delete() {
+  say "$1"
   if [[ -n ${DELETE:-} ]]; then
-    say "$1"
-    delete
-  else
-    say "$1. The slice still costs money: bash launch/tpu_vm.sh delete"
+    for _ in 1 2 3; do
+      if delete; then
+        return
+      fi
+      sleep "$poll"
+    done
+    say "the slice could not be deleted"
   fi
+  say "The slice still costs money: bash launch/tpu_vm.sh delete"
+  [[ -z ${DELETE:-} ]]
 }
 
 keep() {
   need_flags "$@"
-  of_slice
   if [[ -n $dry_run ]]; then
     create
     wait_for_slice
@@ -143,47 +142,58 @@ keep() {
     return
   fi
   # Every round looks first, so that it does not matter when this was started, or started again.
-  local state before='' earlier ours=1             # ours: a request that is missing was never made, or deleted here
+  # asked: there is a request, as far as is known here. known: there has been one. begun: the run was seen, or started here.
+  local state before='' asked='' known='' begun=''
   while true; do
-    earlier=$before
     state=$(slice_state)
     [[ $state != READY ]] || state="READY, $(run_state)"
     [[ $state == "$before" ]] || say "$NAME: $state"
     before=$state
-    [[ $state != READY* ]] || ours=
+    case $state in
+      READY* | ACCEPTED | CREATING | WAITING_FOR_RESOURCES | PROVISIONING) asked=1 known=1 ;;
+    esac
     case $state in
       MISSING)
-        if [[ -z $ours ]]; then
+        if [[ -n $asked ]]; then
           say "somebody has deleted the slice: this is the end"
           exit 1
-        fi
-        # What cannot be asked for now may be in a minute, unless it is the first time.
-        if create; then
-          ours=
-        elif [[ -z $earlier ]]; then
+        elif create; then
+          asked=1 known=1
+        elif [[ -z $known ]]; then             # later, what is refused now may be given in a minute
           exit 1
         fi
         ;;
-      ACCEPTED | CREATING | WAITING_FOR_RESOURCES | PROVISIONING) ours= ;;
       FAILED | SUSPENDING | SUSPENDED | PREEMPTED | TERMINATED)
         delete || true
-        ours=1
-        ;;
-      READY*failed*)
-        on_hosts all last >&2 || true
-        keep_or_delete "the run has failed more often than RESTARTS allows; its last lines stand above"
-        exit 1
+        asked=''
         ;;
       READY*stopped*)
-        if [[ -n $earlier ]]; then
-          say "somebody has stopped the run: this is the end; another keep goes on from there. The slice still costs" \
-            "money: bash launch/tpu_vm.sh delete"
+        if [[ -n $begun ]]; then
+          say "somebody has stopped the run: this is the end; another keep goes on from there"
+          say "The slice still costs money: bash launch/tpu_vm.sh delete"
           exit 1
         fi
-        start "$@"
+        # An earlier stop. One that comes while the slice is set up counts.
+        if on_hosts all allow && start "$@"; then
+          begun=1
+        fi
         ;;
-      READY*running*none* | READY*none*running* | "READY, none ") start "$@" ;;
-      READY*running*) ;;
+      READY*failed*)
+        if [[ -n $begun ]]; then
+          on_hosts all last >&2 || true
+          keep_or_delete "the run has failed more often than RESTARTS allows; its last lines stand above" || true
+          exit 1
+        fi
+        if start "$@"; then
+          begun=1
+        fi
+        ;;
+      READY*running*none* | READY*none*running* | "READY, none ")
+        if start "$@"; then
+          begun=1
+        fi
+        ;;
+      READY*running*) begun=1 ;;
       READY*finished*)
         keep_or_delete "finished"
         return
@@ -193,12 +203,17 @@ keep() {
   done
 }
 
+start() {
+  setup && on_hosts all run "$@"
+}
+
 case ${1:-} in
   create) create ;;
   wait) wait_for_slice ;;
   setup) setup ;;
   run)
     need_flags "${@:2}"
+    on_hosts all allow
     on_hosts all run "${@:2}"
     ;;
   keep) keep "${@:2}" ;;

@@ -1,4 +1,4 @@
-"""Loss and gradients of one batch, and fusion's kernel, on several meshes of eight fake CPU devices; prints the differences as JSON.
+"""Loss and gradients of one batch, and the kernels of both attentions, on several meshes of eight fake CPU devices; prints the differences as JSON.
 
 A program of its own, started by test_sharding.py: the number of devices is fixed when JAX starts.
 """
@@ -21,7 +21,8 @@ from glipv2_jax.models.config import model_config
 from glipv2_jax.models.glipv2 import GLIPv2, axis_names, init_params
 from glipv2_jax.train_state import TrainState
 from glipv2_jax.train_step import gradients
-from tests.test_bidirectional_attention import arrays, errors, run
+from tests import test_bidirectional_attention, test_window_attention
+from tests.test_bidirectional_attention import errors
 from tests.test_models import DEEP, MASK_HEAD, WITH_MASKS, tiny_batch
 
 RULES = common.get_config().mesh.rules
@@ -46,13 +47,17 @@ def through_a_checkpoint(params, shardings, workdir):
 
 
 def kernel_errors():
-    """Largest error of fusion's kernel on four devices, with images that divide among them and images that do not."""
-    mesh, found = sharding.make_mesh(4, devices=jax.devices()[:4]), {}
-    for images in (4, 3):
-        given = arrays(images)
-        with sharding.use(mesh, RULES):
-            split = run(given, "kernel", 0.3)
-        found[images] = max(errors(split, run(given, "plain", 0.3)))
+    """Largest error of each kernel on four devices: results and gradients of images that divide among them, and of some that do not."""
+    found = {}
+    for sizes, images in (((4, 1, 1), 4), ((4, 1, 1), 3), ((2, 1, 2), 4), ((2, 2, 1), 4)):
+        mesh = sharding.make_mesh(*sizes, devices=jax.devices()[:4])
+        for name, given, run in (
+                ("fusion", test_bidirectional_attention.arrays(images), lambda x, form: test_bidirectional_attention.run(x, form, 0.3)),
+                ("windows", test_window_attention.arrays(images=images, grid=(3, 3)),
+                 lambda x, form: test_window_attention.run(x, form, 2, grid=(3, 3)))):
+            with sharding.use(mesh, RULES):
+                split = run(given, "kernel")
+            found[f"{name}, {images} images on {sizes}"] = max(errors(split, run(given, "plain")))
     return found
 
 

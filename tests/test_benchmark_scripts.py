@@ -9,7 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import accelerator, device, forward, kernels, train
+from benchmarks import accelerator, compile_parts, device, forward, kernels, train
+from configs import pretrain
+from glipv2_jax import sharding
+from glipv2_jax.build import abstract_params, build
 from glipv2_jax.models.config import VARIANTS, model_config
 from input_pipeline.schema import batch_spec
 from tests.test_models import TINY
@@ -169,3 +172,17 @@ def test_kernels_are_measured_where_they_run(monkeypatch, tmp_path, capsys):
     assert set(found) == {f"{operation}, xla, {name}" for operation in ("deform_conv", "attention", "windows")
                           for name in ("forward", "forward and gradients")}
     assert all(values["ms"] > 0 for values in found.values()) and "attention, xla, forward" in capsys.readouterr().out
+
+
+def test_parts_of_a_step_are_functions_of_their_arrays():
+    """What is compiled part by part can be traced, with a gradient for every parameter that the part has."""
+    config = pretrain.get_config("glipv2_nano", num_steps=10)
+    config.train.batch_size = config.eval.batch_size = len(jax.devices())
+    mesh, _, model = build(config)
+    params = abstract_params(mesh, model, config)
+    with sharding.use(mesh, config.mesh.rules):
+        parts = compile_parts.parts_of(model, config, mesh)
+        for function, arrays in parts.values():
+            grads = jax.eval_shape(jax.grad(function), params, *arrays)
+            assert jax.tree.map(lambda x: x.shape, grads) == jax.tree.map(lambda x: x.shape, params)
+    assert set(parts) == {"image encoder, pyramid", "text encoder", "fusion, convolutions, heads"}

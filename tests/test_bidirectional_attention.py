@@ -149,14 +149,6 @@ def test_unknown_form_is_refused():
 
 
 @pytest.mark.slow
-def test_the_kernel_runs_under_a_mesh():
-    given = arrays()
-    with sharding.use(sharding.make_mesh(devices=jax.devices()[:1]), common.get_config().mesh.rules):
-        found = run(given, "kernel", 0.3)
-    assert max(errors(found, run(given, "xla", 0.3))) < 3e-6
-
-
-@pytest.mark.slow
 @pytest.mark.tpu_compiler
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_forward_and_gradients_compile_for_tpus(compiler, topology):

@@ -174,7 +174,8 @@ def test_the_project_travels_and_its_commands_survive_the_shells(tmp_path):
     assert "sudo mount -t nfs -o vers=4.1 10.0.0.2:/share /mnt/glipv2" in log and "-e " in log and "[tpu]" in log
 
     flags = ["--config=configs/a b.py", "--workdir=/w", "--config.data.augment=\"resize(1)|flip('x')\"", "--config.note=$HOME"]
-    call = cluster.run("launch/tpu_vm.sh", "run", *flags, **SLICE, RESTARTS="3")[2][0]
+    allow, call = cluster.run("launch/tpu_vm.sh", "run", *flags, **SLICE, RESTARTS="3")[2]
+    assert on_host(allow)[0].returncode == 0
     cluster.answer("systemctl", "[[ $* != *ActiveState* ]] || echo inactive\n")
     done, log = on_host(call)
     assert done.returncode == 0, done.stderr
@@ -196,12 +197,20 @@ def test_a_host_tells_how_its_run_is(tmp_path, active, sub, state):
     assert any("systemd-run" in call for call in calls) == (state != "running")
 
 
-def test_a_host_remembers_that_it_was_told_to_stop(tmp_path):
-    cluster = Cluster(tmp_path, systemctl="[[ $* != *ActiveState* ]] || echo inactive\n")
-    assert cluster.run("launch/tpu_host.sh", "stop")[2] == [["sudo", "systemctl", "stop", "glipv2_jax"]]
+@pytest.mark.parametrize("active, after", [("active", "inactive"), ("active", "failed"), ("inactive", "inactive")])
+def test_a_host_remembers_that_it_was_told_to_stop(tmp_path, active, after):
+    """Also one that ended badly as it was told, and one that had not begun: there is nothing to stop, which systemd calls an error."""
+    fake = '[[ $* != *ActiveState* ]] || next active\n'
+    cluster = Cluster(tmp_path, systemctl=fake, active=f"{active}\n{after}\n", sudo='[[ $* != *" stop "* || -f $ANSWERS/loaded ]]\n')
+    if active == "active":
+        cluster.answer("loaded", "")
+    code, _, calls = cluster.run("launch/tpu_host.sh", "stop")
+    assert code == 0 and (["sudo", "systemctl", "stop", "glipv2_jax"] in calls) == (active == "active")
     assert cluster.run("launch/tpu_host.sh", "state")[0] == 0 and cluster.output == "state: stopped\n"
-    cluster.run("launch/tpu_host.sh", "run")
-    assert cluster.run("launch/tpu_host.sh", "state")[0] == 0 and cluster.output == "state: none\n"
+    code, _, calls = cluster.run("launch/tpu_host.sh", "run")
+    assert code == 0 and cluster.output == "not started: it was told to stop\n" and not any("systemd-run" in call for call in calls)
+    assert cluster.run("launch/tpu_host.sh", "allow")[0] == 0
+    assert any("systemd-run" in call for call in cluster.run("launch/tpu_host.sh", "run")[2])
 
 
 KEEP = """case "$*" in
@@ -220,7 +229,7 @@ KEPT = ("keep", "--config=c", "--workdir=/w")
 
 def deeds(calls):
     """The calls that change something, in words."""
-    names = {"create": "create", "delete": "delete", "tpu_host.sh setup": "setup", "tpu_host.sh run": "run"}
+    names = {"create": "create", "delete": "delete", "tpu_host.sh setup": "setup", "tpu_host.sh run": "run", "tpu_host.sh allow": "allow"}
     lines = [" ".join(call) for call in calls]
     return [name for line in lines for text, name in names.items()
             if (text in line if " " in text else f"queued-resources {text} " in line)]
@@ -240,9 +249,15 @@ def test_keep_makes_a_slice_again_after_every_preemption(tmp_path):
 
 @pytest.mark.parametrize("hosts, does, code, says", [
     ("running none\nrunning\nfinished running\nfinished\n", ["setup", "run"], 0, "still costs money"),
-    ("finished none\n", [], 0, "finished"), ("failed running\n", [], 1, "failed more often than RESTARTS allows"),
+    ("finished none\n", [], 0, "finished"), ("running\nfailed running\n", [], 1, "failed more often than RESTARTS allows"),
+    # Of an earlier keep: once more.
+    ("failed running\nrunning\nfinished\n", ["setup", "run"], 0, "finished"),
+    ("stopped\nrunning\nfinished\n", ["allow", "setup", "run"], 0, "finished"),
+    ("running stopped\nrunning\nfinished\n", ["allow", "setup", "run"], 0, "finished"),
+    # Meanwhile: the end, whatever else has happened.
     ("running\nrunning stopped\n", [], 1, "somebody has stopped the run"),
-    ("stopped\nrunning\nfinished\n", ["setup", "run"], 0, "finished")])
+    ("running\nfailed stopped\n", [], 1, "somebody has stopped the run"),
+    ("none\nstopped\n", ["setup", "run"], 1, "somebody has stopped the run")])
 def test_keep_looks_at_every_host(tmp_path, hosts, does, code, says):
     cluster = Cluster(tmp_path, gcloud=KEEP, states="ACTIVE\n", machines="READY\n", hosts=hosts)
     found, error, calls = cluster.run("launch/tpu_vm.sh", *KEPT, **SLICE)
@@ -264,15 +279,24 @@ def test_keep_leaves_what_somebody_has_deleted(tmp_path, states, does):
     assert code == 1 and "somebody has deleted the slice" in error and deeds(calls) == does
 
 
-def test_keep_outlives_a_failing_setup_and_a_silent_service(tmp_path):
+def test_keep_tries_again_to_delete_and_says_what_still_costs(tmp_path):
+    cluster = Cluster(tmp_path, gcloud='[[ $* != *"queued-resources delete"* ]] || exit 1\n' + KEEP, states="ACTIVE\n", machines="READY\n",
+                      hosts="finished\n")
+    code, error, calls = cluster.run("launch/tpu_vm.sh", *KEPT, **SLICE, DELETE="1")
+    assert code == 1 and deeds(calls) == ["delete"] * 3 and "could not be deleted" in error and "still costs money" in error
+
+
+@pytest.mark.parametrize("hosts, does", [("stopped\nstopped\nrunning\nfinished\n", ["allow", "setup", "allow", "setup", "run"]),
+                                         ("none\nnone\nfinished\n", ["setup", "setup", "run"])])
+def test_keep_outlives_a_failing_setup_and_a_silent_service(tmp_path, hosts, does):
     once = """once() { [[ ! -f $ANSWERS/$1 ]] && touch "$ANSWERS/$1"; }
 if [[ $* == *"tpu_host.sh setup"* ]] && once failed; then exit 255; fi
 if [[ $* == *"queued-resources describe"* ]] && once silent; then echo "503" >&2; exit 1; fi
 """
     cluster = Cluster(tmp_path, gcloud=once + KEEP, states="ACTIVE\n", machines="READY\n",
-                      hosts="none\nnone\nfinished\n")
+                      hosts=hosts)
     code, error, calls = cluster.run("launch/tpu_vm.sh", *KEPT, **SLICE)
-    assert code == 0 and deeds(calls) == ["setup", "setup", "run"] and "no answer: 503" in error
+    assert code == 0 and deeds(calls) == does and "no answer: 503" in error
 
 
 def test_the_jobset_is_what_the_variables_say(tmp_path):
@@ -301,9 +325,12 @@ def test_the_jobset_is_what_the_variables_say(tmp_path):
 @pytest.mark.parametrize("command, variables, says", [
     ("tpu_vm.sh keep --config=c", SLICE, "found no --workdir among the flags '--config=c'"),
     ("tpu_vm.sh run --workdir=/w", SLICE, "found no --config"),
-    ("tpu_vm.sh keep --config=c --workdir=/w", SLICE | {"POLL": "1m"}, "found POLL=1m, expected a number"),
+    ("tpu_vm.sh keep --config=c --workdir=/w", SLICE | {"POLL": "1m"}, "found POLL=1m, expected a number from 0"),
     ("tpu_vm.sh status", {"ZONE": "z"}, "NAME is not set"),
-    ("gke.sh run --config= --workdir=/w", WORKLOAD, "found no --config"),
+    ("gke.sh run --config= --workdir=/w", WORKLOAD, "found no --config among"),
+    ("gke.sh run --mode=train", WORKLOAD, "found no --config --workdir among"),
+    ("gke.sh create", POOL | {"CHIPS": "0"}, "found CHIPS=0, expected a number from 1"),
+    ("gke.sh create", POOL | {"CHIPS": "08"}, "found CHIPS=08, expected a number from 1"),
     ("gke.sh run --config=c --workdir=/w", {"NAME": "pod"}, "CLAIM is not set"),
     ("gke.sh stop", {"NAME": "Bad Name"}, "found NAME=Bad Name, expected"),
     ("slurm.sh --config=c --workdir=/w", {"NODES": "two", "GPUS": "8"}, "found NODES=two, expected a number"),

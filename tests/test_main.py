@@ -17,7 +17,7 @@ def glipv2(*arguments):
 
 @pytest.mark.parametrize("arguments, says", [
     (["train", "--config=configs/nowhere.py", "--workdir=/nowhere"], "No such file or directory: 'configs/nowhere.py'"),
-    (["train", CONFIG, "--workdir=/nowhere", "--config.train.steps=3"], "found no field 'steps' in the config"),
+    (["train", CONFIG, "--workdir=/nowhere", "--config.train.steps=3"], "--config.train.steps=3: found no field 'steps' in"),
     (["train", CONFIG, "--workdir=/nowhere", "--config.train.num_steps=x"], "flag --config.train.num_steps=x: invalid"),
     (["train", CONFIG], "--workdir is missing"),
     (["evaluate", CONFIG, "--workdir=/nowhere/at/all"], "glipv2: /nowhere/at/all: no checkpoint"),
@@ -26,6 +26,12 @@ def glipv2(*arguments):
 def test_what_cannot_be_is_said_without_a_traceback(arguments, says):
     done = glipv2(*arguments)
     assert done.returncode and says in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_mistake_in_a_config_file_is_shown_where_it_is(tmp_path):
+    (tmp_path / "mine.py").write_text("from configs import quickstart\ndef get_config():\n    return quickstart.get_confg()\n")
+    done = glipv2("train", f"--config={tmp_path / 'mine.py'}", "--workdir=/nowhere", "--config.train.num_steps=3")
+    assert done.returncode and "mine.py" in done.stderr and "has no attribute 'get_confg'" in done.stderr
 
 
 def test_help_lists_the_flags():

@@ -109,3 +109,10 @@ def test_a_broken_photograph_is_named_after_the_others_are_done(command, tmp_pat
 def test_what_cannot_work_is_refused(command, arguments, message):
     with pytest.raises(SystemExit, match=message):
         command(*arguments)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ([], "found no photograph; expected some, or --example$"), (["nowhere.jpg"], "nowhere.jpg: found no photograph; expected .* or a pattern$")])
+def test_a_description_needs_photographs_and_no_text(command, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        command(*arguments, find=photos.describe)

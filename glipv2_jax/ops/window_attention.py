@@ -1,7 +1,8 @@
 """Attention inside the windows of a map, with a bias for each head and pair of cells.
 
 Two forms compute the same, gradients too: XLA's operations, and on TPUs a kernel (`window_attention_tpu`) whose scores never leave the
-chip; `forms` decides between them. Both compute scores again in the backward pass: they take more memory than all the rest of a block.
+chip, and are computed again in the backward pass; `forms` decides between them. XLA's form asks for them again, too, but XLA takes those of
+the forward pass where one program holds both; `flops.count` counts them twice.
 Source: GLIP backbone/swint.py, WindowAttention.
 """
 import collections

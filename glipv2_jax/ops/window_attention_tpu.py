@@ -4,6 +4,7 @@ Heads are narrower than the chip's 128 lanes, so those that share a group of lan
 has the scores of its own head, and of what its weights gather only the lanes of that head are kept. The matrix unit is as wide as the group,
 so that the zeros cost nothing.
 """
+import collections
 import functools
 import math
 
@@ -60,7 +61,7 @@ def _call(name, kernel, batched, bias, masks, grid, interpret, out_columns, of_b
         out_shape = out_shape, jax.ShapeDtypeStruct((b, *bias.shape), jnp.float32)
         out_specs = out_specs, pl.BlockSpec((1, *bias.shape), lambda image, step: (image, 0, 0, 0))
     return pl.pallas_call(
-        functools.partial(kernel, grid, masks is not None), name=name, interpret=interpret, compiler_params=_PARAMS,
+        functools.partial(kernel, grid), name=name, interpret=interpret, compiler_params=_PARAMS,
         grid=(b, -(-w // windows)), out_shape=out_shape, out_specs=out_specs,
         in_specs=[*(block(x.shape[3]) for x in batched), *(pl.BlockSpec(x.shape, lambda image, step: (0, 0, 0)) for x in shared)],
     )(*batched, *shared)
@@ -82,14 +83,15 @@ def _sum_over_rows(a, b):
     return _dot(a, b, ((0,), (0,)))
 
 
-def _for_groups(grid, masked, qkv_ref, bias_ref, rest, body):
-    """Calls `body` for every group of lanes of some windows at a time: one window alone would wait for each of its products.
+# Some windows of a block side by side, and of each the heads of one group of lanes. places: [windows] in the block; real: [windows] whether it
+# is one of the image. lanes: function of a part (0: query, 1: key, 2: value) → the group's lanes there; the last group may have fewer than 128.
+# keep: [heads] functions that zero all lanes but a head's; numbers: [heads] of the layer. queries: [windows][heads], scaled, other heads
+# zero, and keys, values: [windows], each [M², lanes]. weights: [windows][heads], [M², M²] float32.
+_Group = collections.namedtuple("_Group", "places real lanes keep numbers queries keys values weights")
 
-    body: function of lists over those windows, and of what they share: windows of the block; whether each is one of the image; function of a
-      part (0: query, 1: key, 2: value) → lanes of the group there; [heads] functions that keep the lanes of a head; [heads] numbers of the
-      heads; [heads] of each window: weights [M², M²] float32 of their queries, and those queries scaled [M², lanes]; keys and values of
-      each window. The last group may have fewer lanes.
-    """
+
+def _for_groups(grid, qkv_ref, bias_ref, masks_ref, body):
+    """Calls `body` for every _Group of a block. One window alone would wait for each of its products."""
     windows, _, columns = qkv_ref.shape[1:]
     channels, heads = columns // 3, bias_ref.shape[0]
     width, first = channels // heads, pl.program_id(1) * windows
@@ -115,13 +117,13 @@ def _for_groups(grid, masked, qkv_ref, bias_ref, rest, body):
             scale = jnp.asarray(width**-0.5, qkv_ref.dtype)
             queries = [[kept(q) * scale for kept in keepers] for q in queries]
             scores = [[_rows_by_rows(q, k) + bias_ref[number] for q, number in zip(of_heads, numbers)] for of_heads, k in zip(queries, keys)]
-            if masked:
-                masks = [rest[0][kind(first + place)] for place in places]
+            if masks_ref is not None:
+                masks = [masks_ref[kind(first + place)] for place in places]
                 scores = [[x + mask for x in of_heads] for of_heads, mask in zip(scores, masks)]
             weights = [[jnp.exp(x - x.max(1, keepdims=True)) for x in of_heads] for of_heads in scores]
             weights = [[x / x.sum(1, keepdims=True) for x in of_heads] for of_heads in weights]
             real = [first + place < grid[0] * grid[1] for place in places]
-            body(places, real, lanes, keepers, numbers, weights, queries, keys, values)
+            body(_Group(places, real, lanes, keepers, numbers, queries, keys, values, weights))
 
         if channels % _LANES:                     # parts begin and end anywhere, which only a program without a loop can tell
             for group, begin in enumerate(range(0, channels, _LANES)):
@@ -132,38 +134,38 @@ def _for_groups(grid, masked, qkv_ref, bias_ref, rest, body):
     jax.lax.fori_loop(0, windows // together, of_windows, None)
 
 
-def _forward_kernel(grid, masked, qkv_ref, bias_ref, *refs):
-    *rest, out_ref = refs
+def _forward_kernel(grid, qkv_ref, bias_ref, *refs):
+    *masks_ref, out_ref = refs
 
-    def body(places, real, lanes, keepers, numbers, weights, queries, keys, values):
-        outs = [sum(kept(_dot(p.astype(v.dtype), v, ((1,), (0,)))) for kept, p in zip(keepers, of_heads))
-                for of_heads, v in zip(weights, values)]
-        for place, out in zip(places, outs):
-            out_ref[0, place, :, lanes(0)] = out.astype(out_ref.dtype)
-    _for_groups(grid, masked, qkv_ref, bias_ref, rest, body)
+    def body(g):
+        outs = [sum(kept(_dot(p.astype(v.dtype), v, ((1,), (0,)))) for kept, p in zip(g.keep, of_heads))
+                for of_heads, v in zip(g.weights, g.values)]
+        for place, out in zip(g.places, outs):
+            out_ref[0, place, :, g.lanes(0)] = out.astype(out_ref.dtype)
+    _for_groups(grid, qkv_ref, bias_ref, *masks_ref or (None,), body)
 
 
-def _backward_kernel(grid, masked, qkv_ref, grad_ref, bias_ref, *refs):
-    *rest, grad_qkv_ref, grad_bias_ref = refs
+def _backward_kernel(grid, qkv_ref, grad_ref, bias_ref, *refs):
+    *masks_ref, grad_qkv_ref, grad_bias_ref = refs
     width = grad_ref.shape[3] // bias_ref.shape[0]
 
     @pl.when(pl.program_id(1) == 0)
     def _():
         grad_bias_ref[...] = jnp.zeros_like(grad_bias_ref)
 
-    def body(places, real, lanes, keepers, numbers, weights, queries, keys, values):
-        grads = [[kept(grad_ref[0, place, :, lanes(0)]) for kept in keepers] for place in places]
-        grad_weights = [[_rows_by_rows(grad, v) for grad in of_heads] for of_heads, v in zip(grads, values)]
-        grad_scores = [[p * (grad - (p * grad).sum(1, keepdims=True)) for p, grad in zip(*of_heads)] for of_heads in zip(weights, grad_weights)]
-        for head, number in enumerate(numbers):
+    def body(g):
+        grads = [[kept(grad_ref[0, place, :, g.lanes(0)]) for kept in g.keep] for place in g.places]
+        grad_weights = [[_rows_by_rows(grad, v) for grad in of_heads] for of_heads, v in zip(grads, g.values)]
+        grad_scores = [[p * (grad - (p * grad).sum(1, keepdims=True)) for p, grad in zip(*of_heads)] for of_heads in zip(g.weights, grad_weights)]
+        for head, number in enumerate(g.numbers):
             # A block's windows behind the last one hold whatever was there.
-            grad_bias_ref[0, number] += sum(jnp.where(is_real, of_heads[head], 0.0) for is_real, of_heads in zip(real, grad_scores))
+            grad_bias_ref[0, number] += sum(jnp.where(real, of_heads[head], 0.0) for real, of_heads in zip(g.real, grad_scores))
         grad_scores = [[x.astype(qkv_ref.dtype) for x in of_heads] for of_heads in grad_scores]
-        parts = [(sum(kept(_dot(x, k, ((1,), (0,)))) for kept, x in zip(keepers, of_heads)) * width**-0.5,
-                  sum(_sum_over_rows(x, q) for x, q in zip(of_heads, of_queries)),
-                  sum(_sum_over_rows(p.astype(qkv_ref.dtype), grad) for p, grad in zip(of_weights, of_grads)))
-                 for of_heads, k, of_queries, of_weights, of_grads in zip(grad_scores, keys, queries, weights, grads)]
-        for place, of_window in zip(places, parts):
-            for part, grad in enumerate(of_window):
-                grad_qkv_ref[0, place, :, lanes(part)] = grad.astype(grad_qkv_ref.dtype)
-    _for_groups(grid, masked, qkv_ref, bias_ref, rest, body)
+        grad_q = [sum(kept(_dot(x, k, ((1,), (0,)))) for kept, x in zip(g.keep, of_heads)) * width**-0.5
+                  for of_heads, k in zip(grad_scores, g.keys)]
+        grad_k = [sum(_sum_over_rows(x, q) for x, q in zip(*of_heads)) for of_heads in zip(grad_scores, g.queries)]
+        grad_v = [sum(_sum_over_rows(p.astype(qkv_ref.dtype), grad) for p, grad in zip(*of_heads)) for of_heads in zip(g.weights, grads)]
+        for part, of_windows in enumerate((grad_q, grad_k, grad_v)):
+            for place, grad in zip(g.places, of_windows):
+                grad_qkv_ref[0, place, :, g.lanes(part)] = grad.astype(grad_qkv_ref.dtype)
+    _for_groups(grid, qkv_ref, bias_ref, *masks_ref or (None,), body)
