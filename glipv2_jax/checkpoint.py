@@ -188,7 +188,8 @@ def _latest(directory):
     folder = pathlib.Path(directory).absolute() / "checkpoints"
     step = _newest(folder)
     if step is None:
-        raise FileNotFoundError(f"{directory}: no checkpoint; expected a workdir with checkpoints/<step>")
+        within = next((f", such as {parent.parent}" for parent in folder.parents if parent.name == "checkpoints"), "")
+        raise FileNotFoundError(f"{directory}: no checkpoint; expected a workdir with checkpoints/<step>{within}")
     return folder / str(step)
 
 

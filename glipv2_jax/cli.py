@@ -22,6 +22,8 @@ def _evaluate():
 
 
 def _models():
+    from glipv2_jax.main import set_up_logging
+    set_up_logging()
     from glipv2_jax.models.describe import print_table
     print_table()
 
@@ -109,6 +111,8 @@ def main():
     if name not in COMMANDS:
         sys.exit(f"glipv2: unknown command {name!r}, expected one of {', '.join(COMMANDS)}")
     del sys.argv[1]
+    if COMMANDS[name][0] in (_train, _plan) and {"-h", "--help"} & set(sys.argv[1:]):
+        print(f"glipv2 {name}: {COMMANDS[name][1]}\n")          # then what all modes of the main program share
     COMMANDS[name][0]()
 
 

@@ -26,6 +26,8 @@ def detect():
     names = [name.strip() for name in args.inputs[-1].split(".") if name.strip()]
     if not names:
         sys.exit(f"glipv2 detect: no class names in {args.inputs[-1]!r}; expected \"a cat. a dog.\"")
+    if len(names) == 1 and "," in names[0]:
+        print(f"glipv2 detect: {names[0]!r} is one class; a full stop stands between two: \"a cat. a dog.\"", file=sys.stderr)
     _run(args, photos, lambda detector, pixels: detector.detect(
         [pixels], names, threshold=args.threshold, orders=args.orders)[0])
 
@@ -151,11 +153,12 @@ def _run(args, photos, find, tell=None):
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"glipv2: {error}")
     output = pathlib.Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
-    inputs = {photo.resolve() for photo in photos.values() if isinstance(photo, pathlib.Path)}
-    over = [path for name in photos for path in (output / f"{name}.jpg",) if path.resolve() in inputs]
-    if over:
-        sys.exit(f"glipv2: {over[0]}: the result would replace the photograph; expected --output to be another folder")
+    if output.resolve() in {photo.resolve().parent for photo in photos.values() if isinstance(photo, pathlib.Path)}:
+        sys.exit(f"glipv2: --output={output}: found a folder of the photographs, whose files the results could replace; expected another")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"glipv2: --output={output}: expected a folder, or one that can be made: {error.strerror}")
     print("Compiling for the first photograph of each shape: under a minute for a small model on a CPU, a few for a "
           "large one. The next start finds it on disk.")
     started, first, failures = time.perf_counter(), None, []
@@ -176,11 +179,13 @@ def _run(args, photos, find, tell=None):
                 write_whole(output / f"{name}.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
                 told = f"{tell(found)}; " if tell else ""
                 print(f"{output / name}.jpg: {told}{_said(getattr(found, 'found', found))}")
-            first = first or time.perf_counter() - started
+                first = first or time.perf_counter() - started
             progress.advance(1)
-    rest = time.perf_counter() - started - first
-    speed = f", then {(len(photos) - 1) / rest:.2f} images/s" if len(photos) > 1 else ""
-    print(f"{len(photos) - len(failures)} pictures in {output}; the first after {first:.1f} s{speed}")
+    done = len(photos) - len(failures)
+    if done:
+        rest = time.perf_counter() - started - first
+        speed = f", then {(done - 1) / rest:.2f} images/s" if done > 1 else ""
+        print(f"{done} picture{'s' * (done > 1)} in {output}; the first after {first:.1f} s{speed}")
     if failures:
         sys.exit("\n".join(["glipv2: not read:", *failures]))
 

@@ -93,7 +93,7 @@ def absent_devices(topology):
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     expected = "expected chips and their shape such as v5e:4x4, v5p:2x2x4 or v6e:16x16"
-    if topology.partition(":")[0] not in TPUS:
+    if not re.fullmatch(rf"({'|'.join(TPUS)}):[1-9]\d*(x[1-9]\d*)+", topology):
         raise ValueError(f"--topology: found {topology!r}, {expected}")
     try:
         import libtpu  # noqa: F401

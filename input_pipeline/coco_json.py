@@ -57,6 +57,7 @@ class CocoJson:
     Attributes:
       official_json: path of the file if it is what results are compared with, None if images were left out. Repaired boxes
         stay there as they are: whoever scores the results again has that file.
+      repaired: how many boxes are cut or dropped.
     Raises: ValueError listing the records at fault, with what was found and what was expected.
     """
 
@@ -101,7 +102,10 @@ class CocoJson:
         without = _ids(content["images"]) - set(images), _ids(content["categories"]) - set(categories)
         annotations = {key: annotation for key, annotation in annotations.items()
                        if annotation["image_id"] not in without[0] and annotation["category_id"] not in without[1]}
+        self.repaired = 0                              # boxes that are cut or dropped
         for annotation in _sound(annotations, lambda a: _problems_of(a, images, class_of, bad_boxes), problems).values():
+            self.repaired += _pixels_over(annotation["bbox"], images[annotation["image_id"]]) > image_ops.BORDER_PIXELS or not _has_area_inside(
+                annotation["bbox"], images[annotation["image_id"]])
             if _has_area_inside(annotation["bbox"], images[annotation["image_id"]]):
                 of_image[annotation["image_id"]].append(annotation)
         refuse(self.json_path, problems)
@@ -266,18 +270,22 @@ def _problems_of(annotation, images, class_of, bad_boxes):
         return [f"{where}: found bbox {box}, expected four finite numbers [x, y, width, height]"]
     if bad_boxes == "repair":
         return []
-    x, y, width, height = box
     size = f"{image['width']}x{image['height']} image"
     if not _has_area_inside(box, image):
-        least = min(width, height)
+        least = min(box[2:])
         kind = "an inverted box" if least < 0 else "an empty box" if least == 0 else "a box outside the image"
         expected = f"expected [x, y, width, height] inside the {size}"
         return [f"{where}: found {kind}, bbox {box}, {expected}; {_REPAIR}"]
-    over = max(-x, -y, x + width - image["width"], y + height - image["height"])
+    over = _pixels_over(box, image)
     if over > image_ops.BORDER_PIXELS:
         found = f"found bbox {box}, {over:g} pixels over the border of the {size}"
         return [f"{where}: {found}; {_XYXY}; {_REPAIR}"]
     return []
+
+
+def _pixels_over(box, image):
+    x, y, width, height = box
+    return max(-x, -y, x + width - image["width"], y + height - image["height"])
 
 
 def _has_area_inside(box, image):

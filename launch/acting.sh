@@ -48,6 +48,21 @@ need_number() {
   [[ -z $wrong ]] || exit 2
 }
 
+# need_switch [VARIABLE]…: 1, or not set; 0 and nothing are no.
+need_switch() {
+  local variable
+  for variable in "$@"; do
+    case ${!variable:-} in
+      '' | 1) ;;
+      0) unset "$variable" ;;
+      *)
+        echo "$(basename "$0"): found $variable=${!variable}, expected 1 or 0" >&2
+        exit 2
+        ;;
+    esac
+  done
+}
+
 # need_flags FLAGS…: ends with a message unless a run has what the program cannot do without.
 need_flags() {
   local flag word before found missing=()

@@ -40,11 +40,12 @@ if [[ ! $NAME =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]]; then
 fi
 need_number 1 CHIPS
 need_number 0 RESTARTS
+need_switch SPOT
 pods=jobset.sigs.k8s.io/jobset-name=$NAME
 
 # Sets hosts: how many machines the topology has.
 count_hosts() {
-  if [[ ! $TOPOLOGY =~ ^[0-9]+(x[0-9]+)+$ || $((${TOPOLOGY//x/*} % chips)) -ne 0 ]]; then
+  if [[ ! $TOPOLOGY =~ ^[1-9][0-9]*(x[1-9][0-9]*)+$ || $((${TOPOLOGY//x/*} % chips)) -ne 0 ]]; then
     echo "gke.sh: found TOPOLOGY=$TOPOLOGY, expected sides such as 4x4, in all a multiple of CHIPS=$chips" >&2
     exit 2
   fi

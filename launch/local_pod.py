@@ -13,7 +13,7 @@ import pathlib
 import socket
 import sys
 
-from supervise import Supervisor, add_arguments, split_command
+from supervise import Supervisor, add_arguments, parsed, split_command
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -45,10 +45,7 @@ def main():
     if {"-h", "--help"} & set(sys.argv[1:2]):
         parser.parse_args()
     options, flags = split_command(sys.argv[1:])
-    args = parser.parse_args(options)
-    for name in ("processes", "devices_per_process"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name}: found {getattr(args, name)}, expected 1 or more")
+    args = parsed(parser, options, restarts=0, processes=1, devices_per_process=1)
     return Supervisor("local_pod", args.grace).supervise(
         lambda: commands(args.processes, flags), args.restarts, args.pause, environment(args.devices_per_process),
         [f"[{i}] " for i in range(args.processes)])

@@ -55,7 +55,8 @@ tell() {
 
 run() {
   local python pid code=0
-  python=$(bash "$root/launch/install.sh")
+  need_flags "$@"
+  python=$(act bash "$root/launch/install.sh")
   # srun no longer inherits it (Slurm 22.05).
   [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
   trap 'tell USR1' USR1

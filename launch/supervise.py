@@ -154,6 +154,16 @@ def add_arguments(parser):
     parser.add_argument("--grace", type=float, default=60, help="seconds from a request to stop to SIGKILL")
 
 
+def parsed(parser, options, **least):
+    """Arguments, of which --pause and --grace are at least 0 and others what `least` says. Exits with a message where they are not."""
+    args = parser.parse_args(options)
+    for name, smallest in ({"pause": 0, "grace": 0} | least).items():
+        found = getattr(args, name)
+        if found is not None and found < smallest:
+            parser.error(f"--{name}: found {found:g}, expected {smallest} or more")
+    return args
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--restarts", type=int, default=10, help="starts again after failures in a row")
@@ -161,7 +171,7 @@ def main():
     if {"-h", "--help"} & set(sys.argv[1:2]):
         parser.parse_args()
     options, command = split_command(sys.argv[1:])
-    args = parser.parse_args(options)
+    args = parsed(parser, options, restarts=0)
     if not shutil.which(command[0]):
         sys.exit(f"supervise.py: found no program {command[0]!r} to run behind --, expected one such as python -m glipv2_jax.main …")
     return Supervisor("supervise", args.grace).supervise(lambda: [command], args.restarts, args.pause)

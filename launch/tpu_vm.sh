@@ -34,8 +34,10 @@ esac
 need PROJECT "the Google Cloud project" ZONE "the zone of the slice, such as europe-west4-b" \
   NAME "a name for the slice and its request" "${more[@]}"
 need_number 0 POLL RESTARTS
+need_switch SPOT DELETE
 where=(--project="$PROJECT" --zone="$ZONE")
 poll=${POLL:-60}
+most_failures=10
 printf -v settings ' %q' NFS="${NFS:-}" NFS_OPTIONS="${NFS_OPTIONS:-}" SETUP="${SETUP:-}" RESTARTS="${RESTARTS:-}"
 
 say() { echo "tpu_vm.sh: $*" >&2; }
@@ -143,7 +145,7 @@ keep() {
   fi
   # Every round looks first, so that it does not matter when this was started, or started again.
   # asked: there is a request, as far as is known here. known: there has been one. begun: the run was seen, or started here.
-  local state before='' asked='' known='' begun=''
+  local state before='' asked='' known='' begun='' failures=0
   while true; do
     state=$(slice_state)
     [[ $state != READY ]] || state="READY, $(run_state)"
@@ -174,9 +176,7 @@ keep() {
           exit 1
         fi
         # An earlier stop. One that comes while the slice is set up counts.
-        if on_hosts all allow && start "$@"; then
-          begun=1
-        fi
+        on_hosts all allow && begin "$@"
         ;;
       READY*failed*)
         if [[ -n $begun ]]; then
@@ -184,15 +184,9 @@ keep() {
           keep_or_delete "the run has failed more often than RESTARTS allows; its last lines stand above" || true
           exit 1
         fi
-        if start "$@"; then
-          begun=1
-        fi
+        begin "$@"
         ;;
-      READY*running*none* | READY*none*running* | "READY, none ")
-        if start "$@"; then
-          begun=1
-        fi
-        ;;
+      READY*running*none* | READY*none*running* | "READY, none ") begin "$@" ;;
       READY*running*) begun=1 ;;
       READY*finished*)
         keep_or_delete "finished"
@@ -203,8 +197,14 @@ keep() {
   done
 }
 
-start() {
-  setup && on_hosts all run "$@"
+# Of keep: sets up and runs. A slice that cannot be, which costs money meanwhile, ends it.
+begin() {
+  if setup && on_hosts all run "$@"; then
+    begun=1 failures=0
+  elif [[ $((failures += 1)) -ge $most_failures ]]; then
+    keep_or_delete "could not set up or start, $failures times in a row" || true
+    exit 1
+  fi
 }
 
 case ${1:-} in

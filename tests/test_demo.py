@@ -145,6 +145,7 @@ def test_questions_and_descriptions_are_offered_by_models_that_can(client):
     assert client.get("/about", base_url=HOME).get_json()["kinds"] == ["classes", "caption", "question", "description"]
     code, answer = _ask(client, "a star by a circle?", "question", image=_png())
     assert code == 200 and answer["said"] == "2 75%, yes 25%" and answer["record"]["grounding"]["regions"]
+    assert answer["record"]["answers"][0] == {"answer": "2", "probability": 0.75}
     code, answer = _ask(client, "", "description", image=_png())
     assert code == 200 and answer["said"] == "" and answer["record"]["grounding"]["caption"] == "a star by a circle"
     assert _ask(client, " ", "question")[0] == 400

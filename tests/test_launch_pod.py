@@ -286,6 +286,28 @@ def test_keep_tries_again_to_delete_and_says_what_still_costs(tmp_path):
     assert code == 1 and deeds(calls) == ["delete"] * 3 and "could not be deleted" in error and "still costs money" in error
 
 
+def test_keep_gives_up_on_a_slice_that_cannot_be_set_up(tmp_path):
+    cluster = Cluster(tmp_path, gcloud='[[ $* != *"tpu_host.sh setup"* ]] || exit 255\n' + KEEP, states="ACTIVE\n", machines="READY\n",
+                      hosts="none\n")
+    code, error, calls = cluster.run("launch/tpu_vm.sh", *KEPT, **SLICE, DELETE="1")
+    assert code == 1 and deeds(calls) == ["setup"] * 10 + ["delete"] and "could not set up or start, 10 times in a row" in error
+
+
+@pytest.mark.parametrize("switch, asked", [("0", False), ("", False), ("1", True)])
+def test_switches_are_one_or_zero(tmp_path, switch, asked):
+    cluster = Cluster(tmp_path, gcloud=KEEP, states="ACTIVE\n", machines="READY\n", hosts="finished\n")
+    assert ("--spot" in cluster.run("launch/tpu_vm.sh", "create", **SLICE, SPOT=switch)[2][0]) == asked
+    assert ("delete" in deeds(cluster.run("launch/tpu_vm.sh", *KEPT, **SLICE, DELETE=switch)[2])) == asked
+    code, error, calls = cluster.run("launch/tpu_vm.sh", *KEPT, **SLICE, DELETE="no")
+    assert code == 2 and "found DELETE=no, expected 1 or 0" in error and not calls
+
+
+def test_a_dry_run_inside_of_a_job_installs_nothing(tmp_path):
+    cluster = Cluster(tmp_path)
+    code, _, calls = cluster.run("launch/slurm.sh", "--dry-run", "--config=c", "--workdir=/w", SLURM_JOB_ID="7")
+    assert code == 0 and not calls and "srun" in cluster.output and "install.sh" in cluster.output
+
+
 @pytest.mark.parametrize("hosts, does", [("stopped\nstopped\nrunning\nfinished\n", ["allow", "setup", "allow", "setup", "run"]),
                                          ("none\nnone\nfinished\n", ["setup", "setup", "run"])])
 def test_keep_outlives_a_failing_setup_and_a_silent_service(tmp_path, hosts, does):
@@ -350,7 +372,7 @@ def test_help_needs_no_variable(tmp_path, script):
     assert "SBATCH " not in cluster.output and "set -euo" not in cluster.output
 
 
-@pytest.mark.parametrize("topology", ["16", "2x3", "4x4x"])
+@pytest.mark.parametrize("topology", ["16", "2x3", "4x4x", "0x4", "08x4"])
 def test_a_topology_that_cannot_be_is_refused(tmp_path, topology):
     code, error, calls = Cluster(tmp_path).run("launch/gke.sh", "create", **POOL | {"TOPOLOGY": topology})
     assert code == 2 and f"found TOPOLOGY={topology}, expected" in error and not calls
@@ -367,12 +389,12 @@ def test_slurm_submits_itself_and_the_copy_runs(tmp_path):
     spool.parent.mkdir(parents=True)
     shutil.copy(cluster.root / "launch" / "slurm.sh", spool)
     job = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(cluster.root)}
-    code, error, calls = cluster.run(spool, "--config=a b", **job, RESTARTS="2")
+    code, error, calls = cluster.run(spool, "--config=a b", "--workdir=w", **job, RESTARTS="2")
     assert code == 0, error
     python = f"{cluster.root}/.venv/bin/python"
     assert calls[-1][:1] == ["srun"] and calls[-1][calls[-1].index(python):] == [
         python, f"{cluster.root}/launch/supervise.py", "--restarts=2", "--", python, "-m", "glipv2_jax.main",
-        "--config=a b"]
+        "--config=a b", "--workdir=w"]
     code, error, _ = cluster.run(spool, **job | {"SLURM_SUBMIT_DIR": str(tmp_path)})
     assert code == 2 and f"found no launch/acting.sh in {tmp_path}" in error
 
@@ -386,7 +408,7 @@ def test_slurm_requeues_what_was_preempted_and_only_that(tmp_path, number, code,
                       srun=f'while [[ ! -f $ANSWERS/told ]]; do sleep 0.05; done\nexit {code}\n')
     if number is None:
         cluster.answer("told", "")
-    running = cluster.start("launch/slurm.sh", SLURM_JOB_ID="7")
+    running = cluster.start("launch/slurm.sh", "--config=c", "--workdir=/w", SLURM_JOB_ID="7")
     while not any(call[0] == "srun" for call in cluster.called()):
         time.sleep(0.05)
     if number is not None:

@@ -87,7 +87,7 @@ def test_numbers_out_of_range_are_named_with_their_flag(command, capsys, find, f
 
 def test_photographs_are_not_written_over(command, tmp_path):
     before = (tmp_path / "pictures" / "a.jpg").read_bytes()
-    with pytest.raises(SystemExit, match="a.jpg: the result would replace the photograph"):
+    with pytest.raises(SystemExit, match="--output=pictures: found a folder of the photographs"):
         command("pictures", "a dog.", "--output=pictures")
     assert (tmp_path / "pictures" / "a.jpg").read_bytes() == before
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"a.jpg", "b.png"}

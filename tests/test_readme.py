@@ -57,7 +57,7 @@ def test_the_example_needs_no_file(elsewhere, monkeypatch, capsys):
     (block,) = code("Three lines of Python", "bash")
     (line,) = [line for line in block.splitlines() if "--example" in line]
     typed(monkeypatch, line)
-    assert "green circle" in capsys.readouterr().out and (elsewhere / "found" / "example.jpg").exists()
+    assert "green circle" in capsys.readouterr().out and (elsewhere / "found" / "detect" / "example.jpg").exists()
 
 
 def test_released_weights(elsewhere, monkeypatch, capsys, reference_weights):
@@ -72,4 +72,4 @@ def test_released_weights(elsewhere, monkeypatch, capsys, reference_weights):
     typed(monkeypatch, convert, "--overrides=tiny.json", "--vocabulary=words.txt")
     assert f"weights/glip_t: {len(state)} weights fill" in capsys.readouterr().out
     typed(monkeypatch, detect)
-    assert (elsewhere / "found" / "one.jpg").exists() and "1 pictures in found" in capsys.readouterr().out
+    assert (elsewhere / "found" / "detect" / "one.jpg").exists() and "1 picture in found/detect" in capsys.readouterr().out

@@ -124,23 +124,24 @@ def make_app(detector, example, *, port, title=""):
         upload = flask.request.files.get("image")
         name, image = ("example.png", example.image) if upload is None else _read(upload)
         with one_at_a_time:
-            started, said = time.perf_counter(), ""
+            started, said, record = time.perf_counter(), "", {}
             try:
                 if kind == "classes":
                     found = detector.detect([image], names, threshold=LEAST_SCORE, max_detections=MAX_DETECTIONS)[0]
                 elif kind == "question":
                     told = detector.answer(image, text, threshold=LEAST_SCORE)
                     said = ", ".join(f"{answer} {share:.0%}" for answer, share in zip(told.answers, told.probabilities))
-                    found = told.found
+                    found, record = told.found, told.to_odvg(name)
                 elif kind == "description":
                     found = detector.describe(image, threshold=LEAST_SCORE)
                 else:
                     found = detector.ground(image, text, threshold=LEAST_SCORE)
             except ValueError as error:
-                log.warning("not found: %s", error, exc_info=True)
+                log.warning("not found: %s", error)
                 flask.abort(400, str(error))
             seconds = time.perf_counter() - started
-        return _answer(found, name) | {"said": said, "seconds": round(seconds, 3)}
+        answer = _answer(found, name)
+        return answer | {"record": answer["record"] | record, "said": said, "seconds": round(seconds, 3)}
 
     return app
 

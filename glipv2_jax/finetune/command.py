@@ -26,6 +26,10 @@ def main(argv=None):
     from glipv2_jax.finetune.recipe import find_data, recipe
     from glipv2_jax.finetune.runs import run
     try:
+        seeds = _numbers("seeds", args.seeds)
+        if args.shots < 0 or not 0 <= args.rehearsal < 1 or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError(f"found --shots={args.shots} --rehearsal={args.rehearsal:g} --seeds={args.seeds}, expected shots from 0 (all), "
+                             "a share from 0 to below 1, and seeds from 0, each once")
         class_names = json.loads(pathlib.Path(args.class_names).read_text(encoding="utf-8")) if args.class_names else None
         data = find_data(args.data, args.images, args.val, args.val_images, args.test, args.test_images, class_names)
         checkpoint = args.checkpoint or BUILT_IN
@@ -33,7 +37,7 @@ def main(argv=None):
         config = recipe(base, data, args.mode, args.shots, _size(args.size), args.rehearsal)
         for field, text in fields:
             replace_field(config, field, text)
-        report = run(checkpoint, base, config.lock(), data, args.output, seeds=_numbers("seeds", args.seeds),
+        report = run(checkpoint, base, config.lock(), data, args.output, seeds=seeds,
                      heldout=heldout_spec(base, args.heldout, args.heldout_images))
     except (ValueError, OSError) as error:
         sys.exit(f"glipv2 finetune: {error}")

@@ -12,8 +12,8 @@ from glipv2_jax.evaluate import EvalSource
 from glipv2_jax.evaluation.command import config_of, score
 from glipv2_jax.files import write_whole
 from glipv2_jax.finetune.curve import draw_curves
-from glipv2_jax.train import changed_fields, train_and_evaluate
-from input_pipeline.registry import make_source
+from glipv2_jax.train import changed_fields, durations, train_and_evaluate
+from input_pipeline.registry import epoch_records, make_source, train_specs
 
 log = logging.getLogger("glipv2_jax")
 
@@ -30,10 +30,16 @@ def run(checkpoint, base, config, data, output, *, seeds, heldout=None):
     Raises: ValueError for data, checkpoints or settings that do not fit, and for an output of another fine-tuning.
     """
     output = pathlib.Path(output)
-    # Data is looked at before any model work.
+    # Data and lengths are looked at before any model work, and before the folder is claimed.
     splits = ["test"] if data.test == data.val else ["test", "val"]
     sources = [EvalSource(split, make_source(data.spec(split))) for split in splits]
-    _check_classes(make_source(data.spec("train")), [chosen.source for chosen in sources])
+    train = make_source(data.spec("train"))
+    _check_classes(train, [chosen.source for chosen in sources])
+    for source in {source.json_path: source for source in (train, *(chosen.source for chosen in sources))}.values():
+        if source.repaired:
+            log.warning("%s: %d boxes, beyond the border of their image or without area, are cut or dropped", source.json_path, source.repaired)
+    specs = train_specs(config.data)
+    durations(config.train, epoch_records(specs, [make_source(spec, config.data.root) for spec in specs]))
     other = EvalSource("heldout", make_source(heldout, base.data.root)) if heldout else None
     settings = {"checkpoint": str(pathlib.Path(checkpoint).absolute()), "heldout": heldout,
                 "config": json.loads(config.to_json_best_effort()), "test": list(data.test)}
