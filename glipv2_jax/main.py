@@ -116,11 +116,15 @@ def _parsed(argv):
     try:
         rest = app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError) as error:
-        name = str(error.args[0] if error.args else "").strip("\"'")
+        inner = error
+        while inner.args and isinstance(inner.args[0], Exception):         # ml_collections wraps one in the other
+            inner = inner.args[0]
+        name, *hint = str(inner.args[0] if inner.args else "").splitlines() or [""]
+        name = name.strip("\"'")
         wrong = [flag for flag in argv if flag.startswith("--config.") and name in flag.partition("=")[0].split(".")[1:]]
         if not wrong:                                            # an error of the config file itself
             raise
-        sys.exit(f"glipv2: {', '.join(wrong)}: found no field {name!r} in the config")
+        sys.exit(f"glipv2: {', '.join(wrong)}: found no field {name!r} in the config{''.join(f'. {line}' for line in hint)}")
     try:
         hasattr(_CONFIG.value, "to_dict")                        # a missing file is told by whatever is asked of it first
     except OSError as error:

@@ -143,6 +143,7 @@ def _photos(patterns, hint=""):
 
 def _run(args, photos, find, tell=None):
     """find: (detector, photograph) → Detections or Answer. tell: what it says beside its boxes."""
+    _check_output(pathlib.Path(args.output), photos)
     from glipv2_jax.main import set_up_compilation_cache, set_up_logging
     set_up_logging()
     set_up_compilation_cache()
@@ -153,8 +154,6 @@ def _run(args, photos, find, tell=None):
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"glipv2: {error}")
     output = pathlib.Path(args.output)
-    if output.resolve() in {photo.resolve().parent for photo in photos.values() if isinstance(photo, pathlib.Path)}:
-        sys.exit(f"glipv2: --output={output}: found a folder of the photographs, whose files the results could replace; expected another")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -188,6 +187,16 @@ def _run(args, photos, find, tell=None):
         print(f"{done} picture{'s' * (done > 1)} in {output}; the first after {first:.1f} s{speed}")
     if failures:
         sys.exit("\n".join(["glipv2: not read:", *failures]))
+
+
+def _check_output(output, photos):
+    """Exits where results would lie beside photographs, whose files they could replace, or replace one by a link."""
+    paths = [photo for photo in photos.values() if isinstance(photo, pathlib.Path)]
+    folders = {path.parent.resolve() for path in paths} | {path.resolve().parent for path in paths}
+    inputs = {path.resolve() for path in paths}
+    results = [output / f"{name}{suffix}" for name in photos for suffix in (".jpg", ".json")]
+    if output.resolve() in folders or inputs & {result.resolve() for result in results}:
+        sys.exit(f"glipv2: --output={output}: found a folder of the photographs, whose files the results could replace; expected another")
 
 
 def _said(found):

@@ -57,7 +57,7 @@ class CocoJson:
     Attributes:
       official_json: path of the file if it is what results are compared with, None if images were left out. Repaired boxes
         stay there as they are: whoever scores the results again has that file.
-      repaired: how many boxes are cut or dropped.
+      repaired: how many boxes are dropped, or cut by more than `image_ops.BORDER_PIXELS`.
     Raises: ValueError listing the records at fault, with what was found and what was expected.
     """
 

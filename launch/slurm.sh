@@ -35,8 +35,6 @@ export EXTRAS=${EXTRAS:-cuda} GLIPV2_JAX_ROOT=$root
 submit() {
   need NODES "the number of machines" GPUS "the number of GPUs of each machine"
   need_number 1 NODES GPUS CPUS
-  need_number 0 RESTARTS
-  need_flags "$@"
   # shellcheck disable=SC2153  # GPUS is another than CPUS
   local size=(--nodes="$NODES" --ntasks-per-node="$GPUS" --gpus-per-node="$GPUS")
   [[ -z ${CPUS:-} ]] || size+=(--cpus-per-task="$CPUS")
@@ -55,7 +53,6 @@ tell() {
 
 run() {
   local python pid code=0
-  need_flags "$@"
   python=$(act bash "$root/launch/install.sh")
   # srun no longer inherits it (Slurm 22.05).
   [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
@@ -77,6 +74,8 @@ run() {
   exit "$code"
 }
 
+need_number 0 RESTARTS
+need_flags "$@"
 if [[ -z ${SLURM_JOB_ID:-} ]]; then
   submit "$@"
 else

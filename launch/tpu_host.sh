@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What tpu_vm.sh starts on each host of a TPU slice, from the copy of this project that it brought there.
-#   bash launch/tpu_host.sh setup | run [flags of glipv2_jax.main] | state | log | last | stop | allow
+#   bash launch/tpu_host.sh setup | run [flags of glipv2_jax.main] | state | log | last | stop
 #   NFS          of setup: address:/share of a file server (Filestore), mounted at /mnt/glipv2
 #   NFS_OPTIONS  of that mount (default: vers=4.1; a server that has version 3 alone: vers=3,nolock, as it keeps the lock
 #                of a machine that is gone, and the run would wait for it)
@@ -11,7 +11,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 unit=glipv2_jax
-stopped=$root/.stopped             # there: the run was told to stop, and is not started before that is taken back (allow)
+stopped=$root/.stopped             # there: the run was told to stop, and is not started before tpu_vm.sh removes this
 export EXTRAS=tpu
 
 setup() {
@@ -81,9 +81,8 @@ case ${1:-} in
       sudo systemctl stop "$unit"
     fi
     ;;
-  allow) rm -f "$stopped" ;;
   *)
-    echo "tpu_host.sh: found '${1:-}', expected setup, run, state, log, last, stop or allow" >&2
+    echo "tpu_host.sh: found '${1:-}', expected setup, run, state, log, last or stop" >&2
     exit 2
     ;;
 esac

@@ -91,10 +91,12 @@ wait_for_slice() {
 
 # on_hosts WORKERS COMMAND…: runs launch/tpu_host.sh there.
 on_hosts() {
-  local line
+  local line new=''
   printf -v line ' %q' "${@:2}"
+  # A machine that was not set up has no script to ask.
+  [[ $2 != state ]] || new="[ -e glipv2_jax/launch/tpu_host.sh ] || { echo 'state: none'; exit 0; }; "
   act gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker="$1" --quiet \
-    --command="env$settings bash glipv2_jax/launch/tpu_host.sh$line"
+    --command="${new}env$settings bash glipv2_jax/launch/tpu_host.sh$line"
 }
 
 setup() {
@@ -107,6 +109,11 @@ setup() {
     act gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker=all --quiet \
       --command="mkdir -p glipv2_jax && tar -xzf glipv2_jax.tgz -C glipv2_jax" &&
     on_hosts all setup
+}
+
+# Takes back that the run was told to stop.
+allow() {
+  act gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker=all --quiet --command="rm -f glipv2_jax/.stopped"
 }
 
 # What the hosts say, each word once: of running, finished, failed, stopped, none. Empty: no answer.
@@ -145,7 +152,7 @@ keep() {
   fi
   # Every round looks first, so that it does not matter when this was started, or started again.
   # asked: there is a request, as far as is known here. known: there has been one. begun: the run was seen, or started here.
-  local state before='' asked='' known='' begun='' failures=0
+  local state before='' asked='' known='' begun='' failures=0 silent=0
   while true; do
     state=$(slice_state)
     [[ $state != READY ]] || state="READY, $(run_state)"
@@ -167,7 +174,7 @@ keep() {
         ;;
       FAILED | SUSPENDING | SUSPENDED | PREEMPTED | TERMINATED)
         delete || true
-        asked=''
+        asked='' begun='' failures=0
         ;;
       READY*stopped*)
         if [[ -n $begun ]]; then
@@ -176,7 +183,9 @@ keep() {
           exit 1
         fi
         # An earlier stop. One that comes while the slice is set up counts.
-        on_hosts all allow && begin "$@"
+        if allow; then
+          begin "$@"
+        fi
         ;;
       READY*failed*)
         if [[ -n $begun ]]; then
@@ -188,6 +197,7 @@ keep() {
         ;;
       READY*running*none* | READY*none*running* | "READY, none ") begin "$@" ;;
       READY*running*) begun=1 ;;
+      "READY, ") [[ $((silent += 1)) -ne $most_failures ]] || say "the hosts have given no answer $silent times; trying on" ;;
       READY*finished*)
         keep_or_delete "finished"
         return
@@ -213,7 +223,7 @@ case ${1:-} in
   setup) setup ;;
   run)
     need_flags "${@:2}"
-    on_hosts all allow
+    allow
     on_hosts all run "${@:2}"
     ;;
   keep) keep "${@:2}" ;;

@@ -192,6 +192,7 @@ def test_repair_drops_and_keeps(folder):
                             box(7, 20, bbox=(20, 10, 30, 25))]
     source = opened(folder, data, bad_boxes="repair")
     assert source[1]["boxes"].tolist() == [[2, 3, 11, 10]] * 2 + [[20, 10, 49, 34]]     # the batch clips
+    assert source.repaired == 3
 
 
 def test_a_pixel_over_the_border_is_rounding(folder):

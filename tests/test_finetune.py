@@ -205,6 +205,10 @@ def test_data_is_found_by_layout(folder, tmp_path):
     (["--config.train.lr=1"], "--config.train.lr: no such field"),
     (["--config.train.num_epochs=many"], "--config.train.num_epochs:"),
     (["--heldout=a.json"], "found no --heldout_images"),
+    (["--shots=-1"], "found --shots=-1 .*, expected shots from 0"),
+    (["--seeds=3,3"], "--seeds=3,3, expected .* seeds from 0, each once"),
+    (["--rehearsal=1"], "--rehearsal=1 .*, expected .* a share from 0 to below 1"),
+    (["--config.train.batch_size=64", "--config.train.num_epochs=1", "--config.eval.batch_size=64"], "images in an epoch, expected a batch of 64"),
     (["--checkpoint=nowhere"], "nowhere: no checkpoint"),
 ])
 def test_bad_arguments_are_named(checkpoint, folder, tmp_path, flags, message):

@@ -209,7 +209,7 @@ def test_a_host_remembers_that_it_was_told_to_stop(tmp_path, active, after):
     assert cluster.run("launch/tpu_host.sh", "state")[0] == 0 and cluster.output == "state: stopped\n"
     code, _, calls = cluster.run("launch/tpu_host.sh", "run")
     assert code == 0 and cluster.output == "not started: it was told to stop\n" and not any("systemd-run" in call for call in calls)
-    assert cluster.run("launch/tpu_host.sh", "allow")[0] == 0
+    (cluster.root / ".stopped").unlink()
     assert any("systemd-run" in call for call in cluster.run("launch/tpu_host.sh", "run")[2])
 
 
@@ -229,7 +229,7 @@ KEPT = ("keep", "--config=c", "--workdir=/w")
 
 def deeds(calls):
     """The calls that change something, in words."""
-    names = {"create": "create", "delete": "delete", "tpu_host.sh setup": "setup", "tpu_host.sh run": "run", "tpu_host.sh allow": "allow"}
+    names = {"create": "create", "delete": "delete", "tpu_host.sh setup": "setup", "tpu_host.sh run": "run", "rm -f glipv2_jax/.stopped": "allow"}
     lines = [" ".join(call) for call in calls]
     return [name for line in lines for text, name in names.items()
             if (text in line if " " in text else f"queued-resources {text} " in line)]
@@ -284,6 +284,27 @@ def test_keep_tries_again_to_delete_and_says_what_still_costs(tmp_path):
                       hosts="finished\n")
     code, error, calls = cluster.run("launch/tpu_vm.sh", *KEPT, **SLICE, DELETE="1")
     assert code == 1 and deeds(calls) == ["delete"] * 3 and "could not be deleted" in error and "still costs money" in error
+
+
+def test_keep_sets_up_a_machine_that_has_nothing_yet(tmp_path):
+    """What is asked of a host is asked in an empty folder, where no script of ours can answer."""
+    host = tmp_path / "host"
+    host.mkdir()
+    ask = f"""for word in "$@"; do
+  if [[ $word == --command=*state ]]; then (cd {host} && bash -c "${{word#--command=}}"); exit; fi
+  if [[ $word == --command=*tpu_host.sh*run* ]]; then mkdir -p {host}/glipv2_jax/launch && echo echo state: finished >{host}/glipv2_jax/launch/tpu_host.sh; fi
+done
+"""
+    cluster = Cluster(tmp_path, gcloud=ask + KEEP, states="ACTIVE\n", machines="READY\n", hosts="\n")
+    code, error, calls = cluster.run("launch/tpu_vm.sh", *KEPT, **SLICE)
+    assert code == 0 and deeds(calls) == ["setup", "run"] and "pod: READY, none" in error and "pod: READY, finished" in error
+
+
+def test_setups_cut_off_by_preemption_are_not_failures_in_a_row(tmp_path):
+    cluster = Cluster(tmp_path, gcloud='[[ $* != *"tpu_host.sh setup"* ]] || exit 255\n' + KEEP, machines="READY\n", hosts="none\n",
+                      states=6 * "ACTIVE\n" + "SUSPENDED\nMISSING\n" + "ACTIVE\n")
+    code, _, calls = cluster.run("launch/tpu_vm.sh", *KEPT, **SLICE)
+    assert code == 1 and deeds(calls) == ["setup"] * 6 + ["delete", "create"] + ["setup"] * 10
 
 
 def test_keep_gives_up_on_a_slice_that_cannot_be_set_up(tmp_path):

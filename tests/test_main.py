@@ -18,6 +18,7 @@ def glipv2(*arguments):
 @pytest.mark.parametrize("arguments, says", [
     (["train", "--config=configs/nowhere.py", "--workdir=/nowhere"], "No such file or directory: 'configs/nowhere.py'"),
     (["train", CONFIG, "--workdir=/nowhere", "--config.train.steps=3"], "--config.train.steps=3: found no field 'steps' in"),
+    (["train", CONFIG, "--workdir=/nowhere", "--config.train.num_step=3"], "found no field 'num_step' in the config. Did you mean"),
     (["train", CONFIG, "--workdir=/nowhere", "--config.train.num_steps=x"], "flag --config.train.num_steps=x: invalid"),
     (["train", CONFIG], "--workdir is missing"),
     (["evaluate", CONFIG, "--workdir=/nowhere/at/all"], "glipv2: /nowhere/at/all: no checkpoint"),

@@ -91,6 +91,13 @@ def test_photographs_are_not_written_over(command, tmp_path):
         command("pictures", "a dog.", "--output=pictures")
     assert (tmp_path / "pictures" / "a.jpg").read_bytes() == before
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"a.jpg", "b.png"}
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "a.jpg").symlink_to(tmp_path / "pictures" / "a.jpg")
+    for arguments in (("links", "a dog.", "--output=links"), ("pictures/a.jpg", "a dog.", "--output=links")):
+        with pytest.raises(SystemExit, match="--output=links: found a folder of the photographs"):
+            command(*arguments)
+    assert (tmp_path / "pictures" / "a.jpg").read_bytes() == before
 
 
 def test_a_broken_photograph_is_named_after_the_others_are_done(command, tmp_path):

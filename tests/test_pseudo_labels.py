@@ -177,6 +177,19 @@ def test_training_reads_the_lines_and_the_records(checkpoint, tmp_path):
     assert len(strict[0]["boxes"]) == 1
 
 
+def test_a_run_that_has_labelled_nothing_leaves_the_folder_to_others(checkpoint, tmp_path, monkeypatch):
+    """And none of its work, such as the sizes of other images."""
+    def killed(*_):
+        raise KeyboardInterrupt
+    spec = write_pairs(tmp_path)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Parts, "add", killed)
+        run(spec, checkpoint, tmp_path / "out")
+    (tmp_path / "small").mkdir()
+    few = write_pairs(tmp_path / "small", captions=CAPTIONS[:3], sizes=((30, 40), (40, 30)))
+    assert run(few, checkpoint, tmp_path / "out")[0] == run(few, checkpoint, tmp_path / "fresh")[0]
+
+
 def test_a_killed_run_goes_on_and_no_pair_is_lost_or_doubled(checkpoint, tmp_path, monkeypatch):
     spec = write_pairs(tmp_path)
     run(spec, checkpoint, tmp_path / "whole", shards=2)

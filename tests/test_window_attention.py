@@ -102,8 +102,6 @@ def test_work_of_the_kernel_is_counted():
     assert count(platform="tpu")["flops"] == 7 * 4 * product              # without what weighs values, which gradients do not need again
 
 
-
-
 @pytest.mark.slow
 @pytest.mark.tpu_compiler
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])

@@ -113,11 +113,13 @@ def _claimed(output, key):
     """Whether a folder is finished. Process 0 marks an empty one as ours. Raises: ValueError for one of other labels."""
     for path, what in ((output / CARD, "the labels"), (output / WORK / "key.json", "unfinished labels")):
         if path.exists():
-            if path.name != CARD and not any((output / WORK).glob("parts/**/*.*")):
-                break                                          # nothing was labelled: a run that has failed at once claims no folder
             found = json.loads(path.read_text(encoding="utf-8"))
             found = found["key"] if path.name == CARD else found
             other = [f"{name}: {found.get(name)!r}, expected {key[name]!r}" for name in key if found.get(name) != key[name]]
+            if other and path.name != CARD and not any((output / WORK).glob("parts/**/part-*.npz")):
+                if jax.process_index() == 0:                   # no pair was labelled yet: nothing is lost
+                    shutil.rmtree(output / WORK)
+                break
             if other:
                 raise ValueError(f"{output}: found {what} of another run. {'; '.join(other)}. Name another folder, or delete it")
             return path.name == CARD
