@@ -31,7 +31,7 @@ def image_sizes(source, on_bad, threads=None):
     """Height and width of every image, from its header where they are not stated.
 
     Args:
-      on_bad: called with index and error of a pair whose image cannot be opened.
+      on_bad: called with index and error of a pair whose image cannot be opened, in their order.
       threads: None: as many as there are processors, and four more, as most of the time is spent on waiting for files.
     Returns: int32 [n, 2]; 0, 0 where it cannot be opened.
     """
@@ -41,17 +41,19 @@ def image_sizes(source, on_bad, threads=None):
     def read(index):
         try:
             if hasattr(source, "image_size"):
-                return source.image_size(index)
-            return image_ops.pixels_of(source[index]).shape[:2]
+                return source.image_size(index), None
+            return image_ops.pixels_of(source[index]).shape[:2], None
         except Exception as error:  # noqa: BLE001 – a reader may raise anything on broken data
-            on_bad(index, ValueError(f"source {source.name!r}, record {index}: {error}"))
-            return 0, 0
+            return (0, 0), ValueError(f"source {source.name!r}, record {index}: {error}")
     sizes = np.zeros((len(source), 2), np.int32)
     with Progress(f"sizes of {source.name}", len(source), unit="images") as progress, \
             concurrent.futures.ThreadPoolExecutor(threads or (os.cpu_count() or 1) + 4) as pool:
         for start in range(0, len(source), _CHUNK):
             found = list(pool.map(read, range(start, min(start + _CHUNK, len(source)))))
-            sizes[start:start + len(found)] = found
+            for index, (size, error) in enumerate(found, start):
+                sizes[index] = size
+                if error is not None:
+                    on_bad(index, error)
             progress.advance(len(found))
     return sizes
 
