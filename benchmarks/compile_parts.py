@@ -35,9 +35,9 @@ def parts_of(model, config, mesh):
     levels = [array(*side, c.channels) for side in sides]
     words, mask = array(t, c.text_encoder.width), array(t, dtype=bool)
 
-    def of(method, **options):
+    def of(method):
         def loss(params, *args):
-            outs = model.apply({"params": params}, *args, **options, train=True, rngs={"dropout": jax.random.key(0)}, method=method)
+            outs = model.apply({"params": params}, *args, train=True, rngs={"dropout": jax.random.key(0)}, method=method)
             return sum((out.astype(jnp.float32)**2).sum() for out in jax.tree.leaves(outs))
         return loss
     return {"image encoder, pyramid": (of("encode_image"), (array(height, width, 3, dtype=jnp.uint8), array(2, dtype=jnp.int32))),
@@ -68,6 +68,8 @@ def main():
     base.train.batch_size = base.eval.batch_size = args.images * len(devices)
     results = {}
     forms = args.forms.split(",")
+    if set(forms) - set(FORMS):
+        parser.error(f"--forms: found {args.forms!r}, expected some of {', '.join(FORMS)}")
     for form in forms:
         config = copy.deepcopy(base)
         with config.unlocked():

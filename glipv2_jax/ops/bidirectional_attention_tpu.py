@@ -12,6 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from glipv2_jax.ops.dropout_masks import dropout_masks
+from glipv2_jax.ops.einsum import kernel_dot
 
 ROWS = 256                  # regions of a block
 _LANES = 128
@@ -88,12 +89,6 @@ def _image(*shape):
     return pl.BlockSpec((1, *shape), lambda image, step, seeds: (image, 0, 0))
 
 
-def _dot(a, b):
-    # One bfloat16 pass over float32 operands would round them first.
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    return jnp.dot(a, b, preferred_element_type=jnp.float32, precision=precision)
-
-
 def _real_rows(ref, regions):
     """The block's rows with zeros for those after the last region, and [rows, 1] which ones are regions."""
     rows = ref.shape[1]
@@ -137,9 +132,9 @@ def _forward_kernel(clamp, dropout, regions, seeds_ref, x_ref, scorer_ref, bias_
             ref[...] = jnp.zeros_like(ref)
 
     x, real = _real_rows(x_ref, regions)
-    scores = jnp.clip(_dot(x, scorer_ref[0]) + bias_ref[0], -clamp, clamp)
+    scores = jnp.clip(kernel_dot(x, scorer_ref[0]) + bias_ref[0], -clamp, clamp)
     kept_words, kept_regions = _kept(seeds_ref, dropout, scores.shape)
-    delta_ref[0] = _dot((_word_softmax(scores, mask_ref) * kept_words).astype(x.dtype), values_ref[0])
+    delta_ref[0] = kernel_dot((_word_softmax(scores, mask_ref) * kept_words).astype(x.dtype), values_ref[0])
 
     largest = largest_ref[0]
     new_largest = jnp.maximum(largest, jnp.where(real, scores, -2.0 * clamp).max(0, keepdims=True))
@@ -149,7 +144,7 @@ def _forward_kernel(clamp, dropout, regions, seeds_ref, x_ref, scorer_ref, bias_
     largest_ref[0] = new_largest
     total_ref[0] = total_ref[0] * shrink + weights.sum(0, keepdims=True)
     mass_ref[0] = mass_ref[0] * shrink + kept.sum(0, keepdims=True)
-    context_ref[0] = context_ref[0] * shrink + _dot(x.T, kept.astype(x.dtype))
+    context_ref[0] = context_ref[0] * shrink + kernel_dot(x.T, kept.astype(x.dtype))
 
     @pl.when(step == steps - 1)
     def _():
@@ -166,13 +161,13 @@ def _backward_kernel(clamp, dropout, regions, seeds_ref, x_ref, grad_ref, scorer
             ref[...] = jnp.zeros_like(ref)
 
     (x, real), (grad, _) = _real_rows(x_ref, regions), _real_rows(grad_ref, regions)
-    unclamped = _dot(x, scorer_ref[0]) + bias_ref[0]
+    unclamped = kernel_dot(x, scorer_ref[0]) + bias_ref[0]
     scores = jnp.clip(unclamped, -clamp, clamp)
     kept_words, kept_regions = _kept(seeds_ref, dropout, scores.shape)
 
     words = _word_softmax(scores, mask_ref)
-    grad_values_ref[0] += _dot(grad.T, (words * kept_words).astype(x.dtype))
-    grad_words = _dot(grad, values_ref[0]) * kept_words
+    grad_values_ref[0] += kernel_dot(grad.T, (words * kept_words).astype(x.dtype))
+    grad_words = kernel_dot(grad, values_ref[0]) * kept_words
     products = words * grad_words
     grad_scores = []
     for head in _heads(mask_ref.shape[2], products.shape[1]):
@@ -180,12 +175,12 @@ def _backward_kernel(clamp, dropout, regions, seeds_ref, x_ref, grad_ref, scorer
         grad_scores.append(jnp.where(mask_ref[0] != 0, of_head, 0.0))
 
     weights = jnp.where(real, jnp.exp(scores - largest_ref[0]) / total_ref[0], 0.0)
-    grad_weights = (_dot(x, grad_context_ref[0]) + grad_mass_ref[0]) * kept_regions
+    grad_weights = (kernel_dot(x, grad_context_ref[0]) + grad_mass_ref[0]) * kept_regions
     grad_scores = jnp.concatenate(grad_scores, axis=1) + weights * (grad_weights - share_ref[0])
     grad_scores = jnp.where(jnp.abs(unclamped) < clamp, grad_scores, 0.0)
 
     grad_bias_ref[0] += grad_scores.sum(0, keepdims=True)
     grad_scores = grad_scores.astype(x.dtype)
-    grad_x_ref[0] = (_dot(grad_scores, scorer_across_ref[0])
-                     + _dot((weights * kept_regions).astype(x.dtype), grad_context_across_ref[0]))
-    grad_scorer_ref[0] += _dot(x.T, grad_scores)
+    grad_x_ref[0] = (kernel_dot(grad_scores, scorer_across_ref[0])
+                     + kernel_dot((weights * kept_regions).astype(x.dtype), grad_context_across_ref[0]))
+    grad_scorer_ref[0] += kernel_dot(x.T, grad_scores)

@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from glipv2_jax.ops.deform_conv_gather import TAPS
+from glipv2_jax.ops.einsum import kernel_dot
 
 TILE = (8, 16)                            # outputs
 REACH = 6                                 # pixels of the map by which any sample may be away from its place in the kernel
@@ -161,12 +162,6 @@ def _untiled(x, size):
     return x.reshape(ny * TILE[0], nx * TILE[1], -1)[:size[0], :size[1]]
 
 
-def _dot(a, b):
-    # One bfloat16 pass over float32 operands would interpolate maps that were rounded first.
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    return jnp.dot(a, b, preferred_element_type=jnp.float32, precision=precision)
-
-
 def _corners_of(corners_ref, weights_ref, tap):
     """Row, column [1, 128] int32 and four weights [1, 128] of a tap's samples."""
     return (corners_ref[0, pl.ds(tap, 1), :], corners_ref[0, pl.ds(TAPS + tap, 1), :],
@@ -202,8 +197,8 @@ def _forward_kernel(tiles_ref, corners_ref, weights_ref, kernel_ref, window_ref,
     def _(row):
         for tap in (3 * row, 3 * row + 1, 3 * row + 2):
             matrix = _interpolation(*_corners_of(corners_ref, weights_ref, tap), height, width, window.dtype)
-            sample = _dot(window, matrix)                                                   # [C, 128]
-            total_ref[...] += _dot(kernel_ref[0, tap], sample.astype(kernel_ref.dtype))
+            sample = kernel_dot(window, matrix)                                                   # [C, 128]
+            total_ref[...] += kernel_dot(kernel_ref[0, tap], sample.astype(kernel_ref.dtype))
     out_ref[0] = total_ref[...].T
 
 
@@ -237,11 +232,11 @@ def _backward_kernel(tiles_ref, corners_ref, weights_ref, kernel_ref, window_ref
         for tap in (3 * row, 3 * row + 1, 3 * row + 2):
             top, left, weights = _corners_of(corners_ref, weights_ref, tap)
             matrix = _interpolation(top, left, weights, height, width, window.dtype)
-            sample = _dot(window, matrix)                                                   # [C, 128]
-            grad_kernel_ref[0, tap] += _dot(sample.astype(grad.dtype), grad)
-            grad_sample = _dot(kernel_ref[0, tap], grad_across).astype(window.dtype)        # [C, 128]
-            grad_window_ref[...] += _dot(matrix, grad_sample.T).reshape(height, width, channels)
-            grad_matrix = _dot(pixels, grad_sample)                                         # [pixels, 128]
+            sample = kernel_dot(window, matrix)                                                   # [C, 128]
+            grad_kernel_ref[0, tap] += kernel_dot(sample.astype(grad.dtype), grad)
+            grad_sample = kernel_dot(kernel_ref[0, tap], grad_across).astype(window.dtype)        # [C, 128]
+            grad_window_ref[...] += kernel_dot(matrix, grad_sample.T).reshape(height, width, channels)
+            grad_matrix = kernel_dot(pixels, grad_sample)                                         # [pixels, 128]
             for k, value in enumerate(_at_corners(grad_matrix, top, left, height, width)):
                 grad_weights_ref[0, pl.ds(4 * tap + k, 1), :] = value
 

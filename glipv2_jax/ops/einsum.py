@@ -15,3 +15,12 @@ def einsum_float32(equation, *operands):
         return native(*operands)
     return jax.lax.platform_dependent(
         *operands, cpu=lambda *operands: native(*(x.astype(jnp.float32) for x in operands)), default=native)
+
+
+def kernel_dot(a, b, contracted=((1,), (0,))):
+    """Product of two matrices inside of a kernel of our own, float32: [M, K], [K, N] → [M, N], or over other axes of each.
+
+    One bfloat16 pass over float32 operands would round them first; half-precision operands are multiplied as they are.
+    """
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    return jax.lax.dot_general(a, b, (contracted, ((), ())), preferred_element_type=jnp.float32, precision=precision)

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from glipv2_jax.ops.einsum import kernel_dot
+
 _LANES = 128
 _BLOCK_BYTES = 2**20                   # of queries, keys and values that a block of windows may take
 _MOST_WINDOWS = 16
@@ -67,20 +69,14 @@ def _call(name, kernel, batched, bias, masks, grid, interpret, out_columns, of_b
     )(*batched, *shared)
 
 
-def _dot(a, b, contracted):
-    # One bfloat16 pass over float32 operands would round them first.
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    return jax.lax.dot_general(a, b, (contracted, ((), ())), preferred_element_type=jnp.float32, precision=precision)
-
-
 def _rows_by_rows(a, b):
     """[M, K], [N, K] → [M, N]."""
-    return _dot(a, b, ((1,), (1,)))
+    return kernel_dot(a, b, ((1,), (1,)))
 
 
 def _sum_over_rows(a, b):
     """[K, M], [K, N] → [M, N]."""
-    return _dot(a, b, ((0,), (0,)))
+    return kernel_dot(a, b, ((0,), (0,)))
 
 
 # Some windows of a block side by side, and of each the heads of one group of lanes. places: [windows] in the block; real: [windows] whether it
@@ -138,7 +134,7 @@ def _forward_kernel(grid, qkv_ref, bias_ref, *refs):
     *masks_ref, out_ref = refs
 
     def body(g):
-        outs = [sum(kept(_dot(p.astype(v.dtype), v, ((1,), (0,)))) for kept, p in zip(g.keep, of_heads))
+        outs = [sum(kept(kernel_dot(p.astype(v.dtype), v)) for kept, p in zip(g.keep, of_heads))
                 for of_heads, v in zip(g.weights, g.values)]
         for place, out in zip(g.places, outs):
             out_ref[0, place, :, g.lanes(0)] = out.astype(out_ref.dtype)
@@ -161,7 +157,7 @@ def _backward_kernel(grid, qkv_ref, grad_ref, bias_ref, *refs):
             # A block's windows behind the last one hold whatever was there.
             grad_bias_ref[0, number] += sum(jnp.where(real, of_heads[head], 0.0) for real, of_heads in zip(g.real, grad_scores))
         grad_scores = [[x.astype(qkv_ref.dtype) for x in of_heads] for of_heads in grad_scores]
-        grad_q = [sum(kept(_dot(x, k, ((1,), (0,)))) for kept, x in zip(g.keep, of_heads)) * width**-0.5
+        grad_q = [sum(kept(kernel_dot(x, k)) for kept, x in zip(g.keep, of_heads)) * width**-0.5
                   for of_heads, k in zip(grad_scores, g.keys)]
         grad_k = [sum(_sum_over_rows(x, q) for x, q in zip(*of_heads)) for of_heads in zip(grad_scores, g.queries)]
         grad_v = [sum(_sum_over_rows(p.astype(qkv_ref.dtype), grad) for p, grad in zip(*of_heads)) for of_heads in zip(g.weights, grads)]
