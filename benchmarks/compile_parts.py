@@ -18,8 +18,9 @@ from rich.table import Table
 
 from configs import pretrain
 from glipv2_jax import sharding
+from glipv2_jax.absent_devices import absent_devices
 from glipv2_jax.build import abstract_params, build
-from glipv2_jax.plan import absent_devices, compile_train
+from glipv2_jax.plan import compile_train
 
 FORMS = {"loop": True, "unrolled": False}             # → config.model.overrides.scan_layers
 

@@ -24,11 +24,11 @@ from rich.table import Table
 from benchmarks.forward import measure
 from configs import common
 from glipv2_jax import flops, hlo, sharding
+from glipv2_jax.absent_devices import absent_devices
 from glipv2_jax.models.bert import CLAMP
 from glipv2_jax.ops.bidirectional_attention import bidirectional_attention
 from glipv2_jax.ops.deform_conv import Conv, deform_convs
 from glipv2_jax.ops.window_attention import window_attention
-from glipv2_jax.plan import absent_devices
 
 WORDS, HEADS, CHUNK, DROPOUT, WINDOW = 256, 8, 2240, 0.1, 7         # of GLIP-T
 

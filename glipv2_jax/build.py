@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from glipv2_jax import sharding
+from glipv2_jax.config_ranges import check_ranges
 from glipv2_jax.evaluation.protocols import check_settings
 from glipv2_jax.models.config import model_config
 from glipv2_jax.models.glipv2 import GLIPv2
@@ -24,8 +25,9 @@ def build(config, devices=None):
 
     Args:
       devices: list, default all of this run.
-    Raises: ValueError where they do not fit each other.
+    Raises: ValueError for numbers out of their range, or where parts do not fit each other.
     """
+    check_ranges(config)
     check_settings(config.eval)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices=devices)
     tokenizer = Tokenizer(config.data.vocabulary or None)

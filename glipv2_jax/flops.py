@@ -15,6 +15,7 @@ CHIPS = {
     "v5e": Chip(197e12, 16e9, 819e9, 200e9, 1.5e9, 4.5, 26),
     "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 1.75e9, 4.5, 26),
     "v6e": Chip(918e12, 32e9, 1640e9, 448e9, 1.75e9, 4.5, 26),
+    "a100": Chip(312e12, 80e9, 2039e9, 300e9, 1.4e9, 0, 0),
     "h100": Chip(989e12, 80e9, 3350e9, 450e9, 1.7e9, 0, 0),
     "h200": Chip(989e12, 141e9, 4800e9, 450e9, 1.7e9, 0, 0),
 }
@@ -24,7 +25,7 @@ _KINDS = {"TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v
 def chip_of(device):
     """Name in `CHIPS` of a device, or None where its peak is not known."""
     kind = device.device_kind
-    return _KINDS.get(kind) or next((chip for chip in ("h100", "h200") if chip.upper() in kind), None)
+    return _KINDS.get(kind) or next((chip for chip in ("a100", "h100", "h200") if chip.upper() in kind), None)
 
 
 def count(function, *args, platform=None):

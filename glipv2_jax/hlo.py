@@ -110,6 +110,8 @@ class Program:
         if kind.endswith("-start"):                   # gives its operand again, its result, and what waits for it
             operand, result = (instruction.shapes * 2)[:2]
             return (_size(result) if kind.removesuffix("-start") in _SLICES else _in_memory(operand)) + _in_memory(result)
+        if kind == "custom-call" and re.search(r'custom_call_target="__cu(blas|dnn)', instruction.text):       # with scratch for the library
+            writes = sum(_in_memory(shape) for shape in instruction.shapes if shape[0] != "s8")
         if kind in _SLICES and reads:
             return min(reads[0], result) + sum(reads[1:]) + writes
         if kind == "dynamic-update-slice" and len(reads) > 1:

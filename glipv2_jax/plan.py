@@ -10,7 +10,6 @@ import functools
 import json
 import logging
 import math
-import os
 import pathlib
 import re
 import time
@@ -21,12 +20,12 @@ from rich.console import Console
 from rich.table import Table
 
 from glipv2_jax import flops, hlo, sharding
+from glipv2_jax.absent_devices import COMPILER_OPTIONS, absent_devices
 from glipv2_jax.build import abstract_params, build, make_step
 from glipv2_jax.files import write_whole
 from input_pipeline.schema import batch_spec
 
 log = logging.getLogger(__name__)
-TPUS = ("v5e", "v5p", "v6e")           # whose compiler runs without them
 
 
 @dataclasses.dataclass
@@ -84,29 +83,6 @@ class Plan:
         return self.batch_size / self.step_seconds()
 
 
-def absent_devices(topology):
-    """List of the devices of a TPU that is not there: "v5e:4x4", "v5p:2x2x4", "v6e:16x16".
-
-    Raises: ValueError without the compiler, or for a topology that it does not know.
-    """
-    # What the compiler would ask a TPU machine about.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    expected = "expected chips and their shape such as v5e:4x4, v5p:2x2x4 or v6e:16x16"
-    if not re.fullmatch(rf"({'|'.join(TPUS)}):[1-9]\d*(x[1-9]\d*)+", topology):
-        raise ValueError(f"--topology: found {topology!r}, {expected}")
-    try:
-        import libtpu  # noqa: F401
-    except ImportError:
-        raise ValueError("glipv2 plan needs the TPU compiler, which runs on any Linux machine: pip install 'glipv2_jax[plan]'") from None
-    from jax.experimental import topologies
-    try:
-        devices = list(topologies.get_topology_desc(topology, "tpu").devices)
-    except (RuntimeError, jax.errors.JaxRuntimeError) as error:
-        raise ValueError(f"--topology: found {topology!r}, {expected} ({str(error).splitlines()[0]})") from None
-    return devices
-
-
 def compile_train(config, devices, topology, name):
     """Plan of the training step of a config. Raises: ValueError where batch or mesh do not fit the devices."""
     mesh, tokenizer, model = build(config, devices)
@@ -145,7 +121,7 @@ def _compiled(function, args, config, mesh, model, devices, topology, name, prog
     with sharding.use(mesh, config.mesh.rules):
         counted = flops.count(function, *args, platform=devices[0].platform)
         lowered = function.lower(*args)
-        compiled = lowered.compile()
+        compiled = lowered.compile(COMPILER_OPTIONS.get(devices[0].platform))
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     try:
         text = hlo.Program(compiled.as_text())

@@ -152,8 +152,9 @@ class Detector:
             per_image = [tuple(names) for names in class_names]
             if len(per_image) != len(images):
                 raise ValueError(f"class_names: found {len(per_image)} lists for {len(images)} images")
-        if orders < 1 or batch_size < 1:
-            raise ValueError(f"orders {orders}, batch_size {batch_size}: expected at least 1")
+        if orders < 1 or batch_size < 1 or max_detections < 1:
+            raise ValueError(f"orders {orders}, batch_size {batch_size}, max_detections {max_detections}: expected at least 1")
+        _check_threshold(threshold)
 
         pixels = [image_ops.as_pixels(image, name=f"images[{i}]") for i, image in enumerate(images)]
         canvases = self._canvases(pixels, exact_canvas)
@@ -186,6 +187,7 @@ class Detector:
         """
         if not isinstance(caption, str):
             raise ValueError(f"caption: found {type(caption).__name__}, expected a str")
+        _check_threshold(threshold)
         spans, names = _phrases(caption, phrases)
         pixels = image_ops.as_pixels(image)
         if not spans:
@@ -212,6 +214,7 @@ class Detector:
                              f"{ANSWERS_FILE} beside the checkpoint")
         if not isinstance(question, str) or top < 1:
             raise ValueError(f"question: found {type(question).__name__}, top {top}; expected a str, and at least 1")
+        _check_threshold(threshold)
         encoding = self._encoding(question)
         words = encoding.ids[encoding.offsets[:, 1] > encoding.offsets[:, 0]]
         if not any(letter.isalnum() for letter in question) or (words == self.tokenizer.unk_id).all():
@@ -244,6 +247,7 @@ class Detector:
                                          ("length_penalty", length_penalty, 0, math.inf)):
             if not least <= value <= most:
                 raise ValueError(f"{name}: found {value}, expected {least} or more" + (f", at most {most}" if most < math.inf else ""))
+        _check_threshold(threshold)
         pixels = image_ops.as_pixels(image)
         batch, scales = self._batch([pixels], self._canvases([pixels], exact_canvas)[0])
         levels = self._levels(batch)
@@ -410,6 +414,11 @@ def _padded_rows(tokens):
     """[C, T] → C rounded up to a power of two: prompts of nearly as many classes share a compilation."""
     rows = max(8, 1 << (len(tokens) - 1).bit_length())
     return np.pad(tokens, ((0, rows - len(tokens)), (0, 0)))
+
+
+def _check_threshold(threshold):
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold: found {threshold}, expected a score, 0 to 1")
 
 
 def _row(found, place):

@@ -143,6 +143,13 @@ def detector():
 
 
 @pytest.fixture
+def gpu_compiler():
+    """Fails a test, asked for with --slow, where JAX's CUDA plugin, which compiles without a GPU, is not installed."""
+    if importlib.util.find_spec("jax_plugins") is None:
+        pytest.fail("needs the GPU compiler: EXTRAS=test,plan-gpu bash launch/test.sh --slow, or leave it out: -m 'not gpu_compiler'")
+
+
+@pytest.fixture
 def compiler():
     """Fails a test, asked for with --slow, where the TPU compiler, which runs without TPUs, is not installed."""
     if importlib.util.find_spec("libtpu") is None:

@@ -8,9 +8,9 @@ import pytest
 
 from configs import common
 from glipv2_jax import flops, hlo, sharding
+from glipv2_jax.absent_devices import absent_devices
 from glipv2_jax.ops.bidirectional_attention import bidirectional_attention
 from glipv2_jax.ops.dropout_masks import dropout_masks
-from glipv2_jax.plan import absent_devices
 
 CLAMP = 4.0                # small, so that some scores reach it
 KEY = jax.random.key(7)

@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from configs import common
+from glipv2_jax.build import build
+from glipv2_jax.config_ranges import RANGES, check_ranges
 from glipv2_jax.models.config import model_config
 from input_pipeline.registry import KINDS, eval_specs, make_source, train_specs
 
@@ -25,6 +28,7 @@ def test_config_is_complete(name):
         assert eval_specs(config.data)[0]["name"] == "train_set"
     for spec in train_specs(config.data) + eval_specs(config.data):
         assert spec["kind"] in KINDS
+    check_ranges(config)
     assert config.data.max_tokens <= model.text_encoder.max_positions
 
 
@@ -44,6 +48,26 @@ def test_stage_two_masks_no_words():
     for name in ("t", "b", "h"):
         config = importlib.import_module(f"configs.glipv2_{name}_stage2").get_config()
         assert config.loss.mlm_rate == 0 and config.optimizer.learning_rate < 1e-4
+
+
+@pytest.mark.parametrize("least, most, field", [(*bounds, field) for bounds, fields in RANGES.items() for field in fields])
+def test_numbers_out_of_their_range_are_told_by_name(least, most, field):
+    section, name = field.split(".")
+    for wrong in (least - 1, float("nan"), "many", *([] if most is None else [most + 1])):
+        config = common.get_config()
+        with config[section].ignore_type():
+            config[section][name] = wrong
+        expected = f"at least {least}" if most is None else f"{least} to {most}"
+        with pytest.raises(ValueError, match=f"^{field}: found {config[section][name]!r}, expected {expected}$"):
+            check_ranges(config)
+
+
+def test_all_numbers_out_of_their_range_are_told_at_once():
+    config = common.get_config()
+    config.eval.batch_size, config.optimizer.learning_rate = 0, -1e-4
+    with pytest.raises(ValueError, match="learning_rate: found -0.0001, expected at least 0") as told:
+        build(config)
+    assert "eval.batch_size: found 0, expected at least 1" in str(told.value)
 
 
 def test_relative_paths_start_from_the_root(tmp_path):

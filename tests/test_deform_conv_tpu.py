@@ -8,10 +8,10 @@ import pytest
 
 from configs import common
 from glipv2_jax import flops, hlo, sharding
+from glipv2_jax.absent_devices import absent_devices
 from glipv2_jax.ops import deform_conv as ops
 from glipv2_jax.ops.deform_conv import Conv, deform_convs, reread
 from glipv2_jax.ops.deform_conv_tpu import REACH, all_fit, window_conv
-from glipv2_jax.plan import absent_devices
 
 # A layer in small: a map and the coarser one, the three kinds of branches; no size is a multiple of the tile's.
 SIZES = [(19, 37), (10, 19)]

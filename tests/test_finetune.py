@@ -217,6 +217,15 @@ def test_bad_arguments_are_named(checkpoint, folder, tmp_path, flags, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("content, message", [("[1]", "words.json: found a list, expected an object"), ("{", "words.json: not JSON"),
+                                              ('{"wombat": "animal"}', r"class_names: found \['wombat'\], expected names of")])
+def test_a_file_of_class_names_is_checked(checkpoint, folder, tmp_path, content, message):
+    (tmp_path / "words.json").write_text(content)
+    with pytest.raises(SystemExit, match=message):
+        command.main([f"--checkpoint={checkpoint}", f"--data={folder}", f"--output={tmp_path / 'out'}",
+                      f"--class_names={tmp_path / 'words.json'}"])
+
+
 def test_fields_are_replaced_by_json_or_text(checkpoint, folder):
     config = recipe.recipe(config_of(checkpoint), recipe.find_data(folder), "linear", 3, size=(256, 256)).lock()
     for field, text in (("data.wordings", '["{name}", "{name} , {definition}"]'), ("train.num_epochs", "7"),

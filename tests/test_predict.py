@@ -248,6 +248,13 @@ def test_bad_arguments_are_named(detector, arguments, message):
         detector.detect(*arguments)
 
 
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, 50, float("nan")])
+def test_a_threshold_is_a_score(detector, images, threshold):
+    for call in (lambda: detector.detect(images, NAMES, threshold=threshold), lambda: detector.ground(images[0], "a dog", threshold=threshold)):
+        with pytest.raises(ValueError, match=f"threshold: found {threshold}, expected a score, 0 to 1"):
+            call()
+
+
 def test_ground_counts_every_occurrence_of_a_phrase(detector, images):
     caption = "A dog and a dog on the İstanbul table"
     found = detector.ground(images[0], caption, ["a dog", [(19, 37)]], threshold=0)

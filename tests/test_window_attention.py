@@ -8,9 +8,9 @@ import pytest
 
 from configs import common
 from glipv2_jax import flops, hlo, sharding
+from glipv2_jax.absent_devices import absent_devices
 from glipv2_jax.models.swin import window_partition, window_reverse
 from glipv2_jax.ops.window_attention import window_attention
-from glipv2_jax.plan import absent_devices
 from tests.test_bidirectional_attention import errors
 
 GRID = (3, 4)              # windows: the last block of the kernel is not full

@@ -25,12 +25,13 @@ def main(argv=None):
     from glipv2_jax.evaluation.command import config_of  # late: TensorFlow comes with the data
     from glipv2_jax.finetune.recipe import find_data, recipe
     from glipv2_jax.finetune.runs import run
+    from input_pipeline.annotations import parse_object
     try:
         seeds = _numbers("seeds", args.seeds)
         if args.shots < 0 or not 0 <= args.rehearsal < 1 or len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise ValueError(f"found --shots={args.shots} --rehearsal={args.rehearsal:g} --seeds={args.seeds}, expected shots from 0 (all), "
                              "a share from 0 to below 1, and seeds from 0, each once")
-        class_names = json.loads(pathlib.Path(args.class_names).read_text(encoding="utf-8")) if args.class_names else None
+        class_names = parse_object(pathlib.Path(args.class_names).read_bytes(), args.class_names) if args.class_names else None
         data = find_data(args.data, args.images, args.val, args.val_images, args.test, args.test_images, class_names)
         checkpoint = args.checkpoint or BUILT_IN
         base = config_of(checkpoint)
