@@ -19,7 +19,7 @@ def _error(ours, theirs):
     return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
 
 
-@pytest.mark.parametrize("form", ["xla", "kernel"])
+@pytest.mark.parametrize("form", ["xla", "gpu", "kernel"])
 @pytest.mark.parametrize("name", _names())
 def test_reference_deform_conv(name, form):
     with np.load(PATH) as file:

@@ -69,6 +69,13 @@ def test_window_form_equals_gather_form_in_sizes_that_a_tpu_takes():
     assert largest_error(run(arrays, "kernel"), run(arrays, "xla")) < 1e-5
 
 
+def test_gathers_of_all_taps_equal_gathers_tap_by_tap():
+    arrays = layer()
+    exact = run(arrays, "xla")
+    assert largest_error(run(arrays, "gpu"), exact) < 2e-6
+    assert largest_error(run(arrays, "gpu", jnp.bfloat16), exact) < 1.2 * largest_error(run(arrays, "xla", jnp.bfloat16), exact) < 1e-2
+
+
 @pytest.mark.slow
 def test_window_form_in_bfloat16_rounds_little_more_than_the_gather_form():
     arrays = branch(layer())
@@ -97,19 +104,22 @@ def test_far_samples_outside_of_the_map_do_not_matter():
 
 
 @pytest.mark.slow
-def test_the_window_form_runs_under_a_mesh():
+@pytest.mark.parametrize("form", ["gpu", "kernel"])
+def test_forms_of_single_images_run_under_a_mesh(form):
     arrays = branch(layer())
     with sharding.use(sharding.make_mesh(devices=jax.devices()[:1]), common.get_config().mesh.rules):
-        found = run(arrays, "kernel")
+        found = run(arrays, form)
     assert largest_error(found, run(arrays, "xla")) < 2e-6
 
 
 def test_the_form_is_chosen_by_platform():
     def lowered(channels, platform, form="auto"):
+        """Whether a kernel of our own, and products of all taps."""
         traced = jax.jit(functools.partial(run, form=form, dtype=jnp.bfloat16)).trace(jax.eval_shape(lambda: layer(channels)))
-        return "tpu_custom_call" in traced.lower(lowering_platforms=(platform,)).as_text()
-    assert lowered(128, "tpu") and not lowered(128, "cpu")
-    assert not lowered(8, "tpu") and not lowered(128, "tpu", "xla")
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        return "tpu_custom_call" in text, f"x{9 * channels}xbf16" in text
+    assert lowered(128, "tpu")[0] and lowered(128, "cpu") == lowered(8, "tpu") == lowered(128, "tpu", "xla") == (False, False)
+    assert lowered(128, "cuda") == lowered(8, "cuda") == (False, True) and lowered(128, "cuda", "xla") == (False, False)
 
 
 def test_work_is_counted_for_the_platform():

@@ -1,7 +1,8 @@
 """Modulated deformable 3×3 convolution of several feature maps with several kernels at once.
 
-Two forms compute the same: gathers (`deform_conv_gather`), and on TPUs a kernel that reads windows (`deform_conv_tpu`), by the
-compiler's figures faster there with its gradients, but blind to samples far from their place; `forms` decides between them.
+Two forms compute the same: gathers (`deform_conv_gather`), on GPUs of all taps at once, and on TPUs a kernel that reads windows
+(`deform_conv_tpu`), by the compiler's figures faster there with its gradients, but blind to samples far from their place; `forms`
+decides between them.
 Source: GLIP csrc/cuda/deform_conv_kernel_cuda.cu.
 """
 import collections
@@ -32,8 +33,8 @@ def deform_convs(maps, convs, offsets, masks, kernels, form="auto"):
       offsets: for each, [B, Ho, Wo, 18]: (dy, dx) of tap 0, of tap 1, …, in cells of its map.
       masks: for each, [B, Ho, Wo, 9] modulation.
       kernels: [S, 9, C, Co].
-      form: "xla", gathers; "kernel", windows, interpreted where there is no TPU or it could not; "auto": "kernel" when compiled for TPUs
-        and the channels are multiples of 128, else "xla". With "kernel" an image that has a sample out of its window takes gathers.
+      form: "xla", gathers, tap by tap; "gpu", gathers of all taps; "kernel", windows, interpreted where there is no TPU or it could not;
+        "auto": "kernel" when compiled for TPUs and the channels are multiples of 128, "gpu" for GPUs, else "xla". With "kernel" an image that has a sample out of its window takes gathers.
     Returns: for each, [B, Ho, Wo, Co] float32. A sample counts only where −1 < y < H and −1 < x < W; pixels outside are zero.
     Raises: ValueError for an unknown form, and for convolutions in another order.
     """
@@ -121,6 +122,13 @@ def _for_images(form, gather, window, convs, maps, points, kernels, *grads):
         # vmap, not a batch folded into the rows: the partitioner then keeps every image on its own device
         return jax.vmap(gather, in_axes=(0, 0, None, *[0] * len(grads)))(maps, points, kernels, *grads)
 
+    def all_taps(maps, points, kernels, *grads):
+        """One image after the other, for the sake of memory; tap by tap, the sums would travel nine times."""
+        def local(maps, points, *rest):
+            *grads, kernels = rest
+            return jax.lax.map(lambda image: gather(*image[:2], kernels, *image[2:], together=TAPS), (maps, points, *grads))
+        return map_images(local, maps, points, *grads, whole=(kernels,))
+
     def windowed(maps, points, kernels, *grads, interpret=False):
         def local(maps, points, *rest):
             *grads, kernels = rest
@@ -133,4 +141,4 @@ def _for_images(form, gather, window, convs, maps, points, kernels, *grads):
         return map_images(local, maps, points, *grads, whole=(kernels,))
 
     supported = deform_conv_tpu.supported(kernels.shape[2:], {conv.stride for conv in convs})
-    return in_form(form, supported, gathered, windowed, maps, points, kernels, *grads)
+    return in_form(form, supported, gathered, windowed, maps, points, kernels, *grads, on_gpus=all_taps)
