@@ -68,7 +68,8 @@ def _target(kind):
     gpu, chip = GPUS[kind], CHIPS[kind]
     values = {
         "threads_per_block_limit": 1024, "threads_per_warp": 32, "threads_per_core_limit": 2048,
-        "shared_memory_per_block": 49152, "shared_memory_per_core": gpu["shared_memory"], "shared_memory_per_block_optin": gpu["shared_memory"] - 1024,
+        "shared_memory_per_block": 49152, "shared_memory_per_core": gpu["shared_memory"],
+        "shared_memory_per_block_optin": gpu["shared_memory"] - 1024,
         "core_count": gpu["cores"], "fpus_per_core": gpu["units"], "clock_rate_ghz": gpu["clock"], "l2_cache_size": gpu["cache"],
         "block_dim_limit_x": 2**31 - 1, "block_dim_limit_y": 65535, "block_dim_limit_z": 65535,
         "registers_per_core_limit": 65536, "registers_per_block_limit": 65536,

@@ -17,14 +17,15 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; --config
                                           lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics and results. The same one resumes.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "plan"], "evaluate: only score the latest checkpoint. plan: compile "
-                          "the step for TPUs that are not there, and say what it needs; needs no workdir.")
+                          "the step for TPUs or GPUs that are not there, and say what it needs; needs no workdir.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "auto", "Several processes as one run: address:port of the first, with num_processes and process_id; "
     "auto: as the cluster says (Cloud TPU, GKE, Slurm, Open MPI), alone elsewhere. Every process gets the same other flags.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the run, with --coordinator=address:port.", 1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0, with --coordinator=address:port.", 0)
 _HEARTBEAT = flags.DEFINE_integer("heartbeat_seconds", 100, "A process that was silent for so long is dead, and the others end.", 10)
-_TOPOLOGY = flags.DEFINE_string("topology", None, "plan: chips and their shape, such as v5e:4x4, v5p:2x2x4, v6e:16x16.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "plan: chips and their shape, such as v5e:4x4, v5p:2x2x4, v6e:16x16, or GPUs of one "
+                                "host, such as h100:8.")
 _BATCH = flags.DEFINE_integer("batch", 0, "plan: images of a step over all devices; 0: the config's, rounded up to a multiple of the "
                               "devices.", 0)
 _SEARCH = flags.DEFINE_bool("search", False, "plan: look for the fastest batch, remat policy and mesh that fit.")
@@ -82,7 +83,8 @@ def main(argv):
         raise app.UsageError(f"unknown arguments {argv[1:]}")
     if _MODE.value == "plan":
         if not _TOPOLOGY.value:
-            raise app.UsageError("--topology is missing: chips and their shape, such as v5e:4x4, v5p:2x2x4 or v6e:16x16")
+            raise app.UsageError("--topology is missing: chips and their shape, such as v5e:4x4, v5p:2x2x4 or v6e:16x16, or GPUs, such as "
+                                 "h100:8")
         jax.config.update("jax_platforms", "cpu")           # the machine's own devices take no part
         set_up_logging()
         from glipv2_jax import plan

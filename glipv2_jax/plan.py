@@ -1,8 +1,10 @@
 """What a run needs and how fast it could be, before it is paid for: the true training step compiled for devices that are not there.
 
     glipv2 plan --config=configs/glipv2_h_stage1.py --topology=v5p:2x2x4
+    glipv2 plan --config=configs/glipv2_t_stage1.py --topology=h100:8
 
-The TPU compiler (package libtpu) runs on any Linux machine. A full-size step takes it 15 to 30 minutes of one core, and 12 GB.
+Compilers of TPUs (package libtpu) and of GPUs (JAX's CUDA plugin) run on any Linux machine. A full-size step takes the first 15 to 30
+minutes of one core, and 12 GB, the second about 5 minutes and 6 GB.
 """
 import copy
 import dataclasses
@@ -20,12 +22,13 @@ from rich.console import Console
 from rich.table import Table
 
 from glipv2_jax import flops, hlo, sharding
-from glipv2_jax.absent_devices import COMPILER_OPTIONS, absent_devices
+from glipv2_jax.absent_devices import COMPILER_OPTIONS, GPUS, absent_devices
 from glipv2_jax.build import abstract_params, build, make_step
 from glipv2_jax.files import write_whole
 from input_pipeline.schema import batch_spec
 
 log = logging.getLogger(__name__)
+GPU_FRACTION = 0.75                    # of a GPU's memory that JAX takes, unless told
 
 
 @dataclasses.dataclass
@@ -213,8 +216,8 @@ def run(config, topology, name, *, batch=0, hourly_rate=0.0, epoch_images=0, sea
     if config.train.batch_size > wanted:
         log.warning("the config's batch of %d was rounded up to %d, a multiple of %d", wanted, config.train.batch_size, unit)
     config.eval.batch_size = -(-config.eval.batch_size // unit) * unit
-    log.info("compiling %s for %s, %d devices, %d images a step: 15 to 30 minutes for a full-size model", name,
-             topology, len(devices), config.train.batch_size)
+    log.info("compiling %s for %s, %d images a step: %s minutes for a full-size model", name, topology, config.train.batch_size,
+             "5 to 10" if topology.startswith(tuple(GPUS)) else "15 to 30")
     plans = search(config, devices, topology, name) if searching else [compile_train(config, devices, topology, name)]
     if inference:
         plans.append(compile_inference(config, devices, topology, name))
@@ -248,6 +251,8 @@ def print_plan(p, hourly_rate=0.0, epoch_images=0):
                         f"mesh {' × '.join(f'{k} {v}' for k, v in p.mesh.items())}, remat {p.remat or 'none'}", show_header=False)
     table.add_row("fits" if p.spare >= 0 else "DOES NOT FIT", f"{p.total / 1e9:.2f} of {chip.memory / 1e9:.0f} GB a device, "
                   f"{abs(p.spare) / 1e9:.2f} GB {'left' if p.spare >= 0 else 'too much'}")
+    if p.chip in GPUS and GPU_FRACTION * chip.memory < p.total <= chip.memory:
+        table.add_row("", f"more than the {GPU_FRACTION:.0%} of a GPU that JAX takes: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95")
     table.add_row("of which", f"parameters {p.parameters / 1e9:.2f}, optimizer and averages {p.optimizer / 1e9:.2f}, "
                   f"batch {p.batch / 1e9:.3f}, activations and temporaries {p.temporaries / 1e9:.2f}, "
                   f"program {p.program_bytes / 1e9:.2f} GB")

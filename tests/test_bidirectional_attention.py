@@ -108,6 +108,27 @@ def test_bfloat16_rounds_alike_in_both_forms():
             assert all(a < 3 * b + 1e-3 for a, b in zip(found, plain)), (mean, found, plain)
 
 
+def test_no_layer_reads_masks_that_were_made_ahead_of_the_loop():
+    """Layers in a loop, computed again, as training runs them: nothing as large as a chunk of scores goes into the loop beside the states."""
+    chunk, layers, columns = 64, 3, 2 * 8
+    regions, *weights, mask = arrays(regions=200)
+    stacked = [jnp.stack([x] * layers) for x in weights]
+
+    def loss(regions, stacked, keys):
+        def layer(regions, given):
+            key, *given = given
+            delta, *rest = bidirectional_attention(regions, *given, mask, chunk=chunk, clamp=CLAMP, dropout=0.1, rng=key, form="xla")
+            return regions + delta, rest
+        regions, rest = jax.lax.scan(jax.checkpoint(layer), regions, (keys, *stacked))
+        return regions.sum() + sum(x.sum() for x in rest)
+    traced = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(regions, stacked, jax.random.split(KEY, layers))
+    loops = [eqn for eqn in traced.eqns if eqn.primitive.name == "scan" and eqn.params["length"] == layers]
+    assert len(loops) == 2                                                                # forward and back
+    for loop in loops:
+        shared = [var.aval for var in loop.invars[:loop.params["num_consts"]]]
+        assert not [aval for aval in shared if chunk in aval.shape and aval.size >= chunk * columns], shared
+
+
 def test_dropout_masks_are_unbiased_independent_and_a_function_of_place():
     rate, shape = 0.1, (512, 2048)
     masks = jax.jit(lambda a, b, first, rows: dropout_masks(a, b, first, (rows, shape[1]), rate), static_argnums=3)

@@ -32,6 +32,9 @@ def test_a_plan_says_whether_it_fits_and_what_it_costs(capsys):
         assert part in said
     plan.print_plan(dataclasses.replace(PLAN, temporaries=int(20e9)))
     assert "DOES NOT FIT" in capsys.readouterr().out
+    for temporaries, told in ((50e9, False), (65e9, True), (80e9, False)):
+        plan.print_plan(dataclasses.replace(PLAN, chip="h100", topology="h100:8", temporaries=int(temporaries)))
+        assert ("XLA_PYTHON_CLIENT_MEM_FRACTION" in capsys.readouterr().out) == told
 
 
 def test_the_search_fills_the_memory_and_puts_the_fastest_that_fits_first(monkeypatch, capsys, tmp_path):

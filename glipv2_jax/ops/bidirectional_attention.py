@@ -86,13 +86,24 @@ def _for_images(settings, scan, kernel, *args):
 
 
 def _chunks(settings, *arrays):
-    """[B, A, …] → [steps, B, chunk, …] of each, zeros at the end, and first row and [chunk, 1] of rows that are regions, of every step."""
+    """[B, A, …] → [steps, B, chunk, …] of each, zeros at the end, and of every step its first row, and [chunk, 1] what is added to the scores
+    of each row: −∞ to those after the last region."""
     b, a = arrays[0].shape[:2]
     steps = -(-a // settings.chunk)
     padded = [jnp.pad(x, ((0, 0), (0, steps * settings.chunk - a), (0, 0))) for x in arrays]
     padded = [x.reshape(b, steps, settings.chunk, -1).swapaxes(0, 1) for x in padded]
     rows = np.arange(steps * settings.chunk, dtype=np.int32).reshape(steps, settings.chunk, 1)
-    return *padded, rows[:, 0, 0], rows < a
+    return *padded, rows[:, 0, 0], np.where(rows < a, np.float32(0), -np.float32(np.inf))
+
+
+def _in_this_step(inputs, *arrays):
+    """A step's inputs and the arrays that all steps share, as if these were its own.
+
+    What does not depend on a step or a layer, JAX's scan computes ahead of the loop: the masks of all steps, [steps, B, chunk, K], which every
+    step would then read from memory instead of computing them where they are used. For the same reason masks are sums and products, since
+    jnp.where writes its constants out.
+    """
+    return jax.lax.optimization_barrier((*inputs, *arrays))
 
 
 def _whole(chunks, a):
@@ -101,11 +112,18 @@ def _whole(chunks, a):
     return chunks.swapaxes(0, 1).reshape(b, steps * chunk, c)[:, :a]
 
 
-def _word_softmax(scores, token_mask):
+def _unread(token_mask):
+    """[B, 1, 1, T] what is added to the scores of each word: the lowest number to those that regions do not read."""
+    return jnp.where(token_mask, 0.0, jnp.finfo(jnp.float32).min)[:, None, None]
+
+
+def _word_softmax(scores, unread):
     """[B, R, K] → weights over the words of each head."""
     b, rows, k = scores.shape
-    scores = scores.reshape(b, rows, -1, token_mask.shape[1])
-    return jax.nn.softmax(jnp.where(token_mask[:, None, None], scores, jnp.finfo(jnp.float32).min)).reshape(b, rows, k)
+    scores = scores.reshape(b, rows, -1, unread.shape[-1]) + unread
+    scores = scores - scores.max(-1, keepdims=True)
+    # Not exp(scores) / total: XLA would keep both exponentials, as large as the scores, for the sake of one.
+    return jnp.exp(scores - jnp.log(jnp.exp(scores).sum(-1, keepdims=True))).reshape(b, rows, k)
 
 
 def _kept(settings, seeds, first, shape):
@@ -125,12 +143,12 @@ def _scan(settings, regions, scorer, score_bias, values, token_mask, seeds):
 
     def step(carry, inputs):
         largest, total, mass, context = carry
-        x, first, real = inputs
-        kept_words, kept_regions = _kept(settings, seeds, first, (settings.chunk, k))
-        scores = jnp.clip(einsum("bac,bck->bak", x, scorer) + score_bias[:, None], -settings.clamp, settings.clamp)
-        delta = einsum("bak,bkc->bac", (_word_softmax(scores, token_mask) * kept_words).astype(x.dtype), values)
+        x, first, after_last, unread, seed = _in_this_step(inputs, _unread(token_mask), seeds)
+        kept_words, kept_regions = _kept(settings, seed, first, (settings.chunk, k))
+        scores = jax.lax.clamp(-settings.clamp, einsum("bac,bck->bak", x, scorer) + score_bias[:, None], settings.clamp)
+        delta = einsum("bak,bkc->bac", (_word_softmax(scores, unread) * kept_words).astype(x.dtype), values)
 
-        scores = jnp.where(real, scores, -jnp.inf)
+        scores = scores + after_last
         new_largest = jnp.maximum(largest, scores.max(1))
         shrink, weights = jnp.exp(largest - new_largest), jnp.exp(scores - new_largest[:, None])
         kept = weights * kept_regions
@@ -151,22 +169,23 @@ def _scan_gradients(settings, regions, scorer, score_bias, values, token_mask, s
 
     def step(carry, inputs):
         grad_scorer, grad_bias, grad_values = carry
-        x, grad, first, real = inputs
-        kept_words, kept_regions = _kept(settings, seeds, first, (settings.chunk, k))
+        x, grad, first, after_last, unread, seed = _in_this_step(inputs, _unread(token_mask), seeds)
+        kept_words, kept_regions = _kept(settings, seed, first, (settings.chunk, k))
         scores = einsum("bac,bck->bak", x, scorer) + score_bias[:, None]
-        inside, scores = jnp.abs(scores) < settings.clamp, jnp.clip(scores, -settings.clamp, settings.clamp)
+        inside = (jnp.abs(scores) < settings.clamp).astype(jnp.float32)
+        scores = jax.lax.clamp(-settings.clamp, scores, settings.clamp)
 
-        words = _word_softmax(scores, token_mask)
+        words = _word_softmax(scores, unread)
         grad_values += einsum("bak,bac->bkc", (words * kept_words).astype(x.dtype), grad)
         grad_words = einsum("bac,bkc->bak", grad, values) * kept_words
         per_head = (b, settings.chunk, -1, token_mask.shape[1])
         summed = (words * grad_words).reshape(per_head).sum(-1, keepdims=True)
-        grad_scores = words.reshape(per_head) * (grad_words.reshape(per_head) - summed)
-        grad_scores = jnp.where(token_mask[:, None, None], grad_scores, 0.0).reshape(words.shape)
+        grad_scores = words.reshape(per_head) * (grad_words.reshape(per_head) - summed) * (unread == 0)
+        grad_scores = grad_scores.reshape(words.shape)
 
-        weights = jnp.where(real, jnp.exp(scores - largest[:, None]) / total[:, None], 0.0)
+        weights = jnp.exp(scores + after_last - largest[:, None]) / total[:, None]
         grad_weights = (einsum("bac,bck->bak", x, grad_context) + grad_mass[:, None]) * kept_regions
-        grad_scores = jnp.where(inside, grad_scores + weights * (grad_weights - share[:, None]), 0.0)
+        grad_scores = (grad_scores + weights * (grad_weights - share[:, None])) * inside
 
         grad_x = einsum("bak,bck->bac", (weights * kept_regions).astype(x.dtype), grad_context)
         grad_x += einsum("bak,bck->bac", grad_scores.astype(x.dtype), scorer)

@@ -15,8 +15,8 @@ def dropout_masks(seed_a, seed_b, first_row, shape, rate):
       rate: in [0, 1), taken to the nearest 1/65536.
     Returns: two [rows, columns] float32: 0 where an element is dropped, else 1 / (share of elements that are kept).
     """
-    row = jax.lax.broadcasted_iota(jnp.int32, shape, 0) + first_row
-    column = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    row = jax.lax.broadcasted_iota(jnp.int32, (shape[0], 1), 0) + first_row
+    column = jax.lax.broadcasted_iota(jnp.int32, (1, shape[1]), 1)
     bits = (row * shape[1] + column).astype(jnp.uint32) ^ seed_a
     bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
     bits = bits ^ seed_b
@@ -24,4 +24,4 @@ def dropout_masks(seed_a, seed_b, first_row, shape, rate):
     bits = bits ^ (bits >> 16)
     threshold = round(rate * 2**16)
     scale = 2**16 / (2**16 - threshold)
-    return tuple(jnp.where(half.astype(jnp.int32) < threshold, 0.0, scale) for half in (bits & 0xFFFF, bits >> 16))
+    return tuple((half.astype(jnp.int32) >= threshold).astype(jnp.float32) * scale for half in (bits & 0xFFFF, bits >> 16))
