@@ -32,7 +32,12 @@ TESTS = ("nms", "deform_conv", "deform_conv_tpu", "bidirectional_attention", "ro
          "reference_models", "reference_train", "models")
 
 
-def commands(args, output):
+# Of a GPU: what XLA would do otherwise, and what it could do besides.
+GPU_FLAGS = ("--xla_gpu_enable_triton_gemm=false", "--xla_gpu_enable_command_buffer=", "--xla_gpu_enable_command_buffer=+WHILE",
+             "--xla_gpu_enable_latency_hiding_scheduler=true")
+
+
+def commands(args, output, backend):
     """dict of name → arguments of python, in their order."""
     size, dtype = args.size, ("--dtype=bfloat16",)
     tests = [f"tests/test_{name}.py" for name in TESTS]
@@ -40,10 +45,15 @@ def commands(args, output):
         "correctness": ("-m", "pytest", "-q", "--accelerator", *["--slow"] * args.slow, "-p", "no:cacheprovider",
                         f"--junitxml={output / 'tests.xml'}", *tests),
         "bfloat16": ("-m", "benchmarks.bfloat16_drift", "--cases=tiny"),
+        "kernels": ("-m", "benchmarks.kernels", "--sizes=100x168,50x84,25x42,13x21,7x11", "--images=4", f"--json={output / 'kernels.json'}", *dtype),
         "forward": ("-m", "benchmarks.forward", f"--variant={args.variant}", f"--sizes={size}", "--repeats=20", *dtype),
         "forward_batch": ("-m", "benchmarks.forward", f"--variant={args.variant}", f"--sizes={size}", "--repeats=10", "--batch=8", *dtype),
         "train": ("-m", "benchmarks.train", f"--variant={args.variant}", f"--size={size}", f"--batches={args.batches}", "--scan_layers", "--peer",
                   "--remat=none,nothing,dots_with_no_batch_dims_saveable", f"--output={output / 'train.json'}", *dtype),
+    } | ({
+        "flags": ("-m", "benchmarks.train", f"--variant={args.variant}", f"--size={size}", "--batches=4", "--scan_layers", "--remat=nothing",
+                  *(f"--flags={flags}" for flags in GPU_FLAGS), f"--output={output / 'flags.json'}", *dtype),
+    } if backend == "gpu" else {}) | {
         "detect": ("-m", "benchmarks.detect", f"--variant={args.variant}", f"--sizes={size}", "--batches=1,4", "--classes=1,80",
                    "--repeats=5", "--device=accelerator"),
         "describe": ("-m", "benchmarks.describe", f"--variant={args.variant}", f"--size={size}", *dtype),
@@ -104,11 +114,11 @@ def main(arguments=None):
     parser.add_argument("--limit_s", type=int, default=1800, help="seconds that a command may take")
     args = parser.parse_args(arguments)
     output, console = pathlib.Path(args.output).absolute(), Console()
-    chosen = commands(args, output)
+    about, results = in_own_process(facts), {}
+    chosen = commands(args, output, about["backend"])
     if unknown := set(filter(None, args.only.split(","))) - set(chosen):
         parser.error(f"--only: found {', '.join(sorted(unknown))}, expected some of {', '.join(chosen)}")
     output.mkdir(parents=True, exist_ok=True)
-    about, results = in_own_process(facts), {}
     console.print(describe(about), markup=False)
     for name, command in chosen.items():
         if args.only and name not in args.only.split(","):

@@ -1,6 +1,7 @@
-"""Kernels of our own beside XLA's operations: on this machine's device, or compiled for a TPU that is not there.
+"""Forms of an operation side by side: on this machine's device, or compiled for a TPU or a GPU that is not there.
 
     python -m benchmarks.kernels --topology=v5e:2x2
+    python -m benchmarks.kernels --topology=h100:1 --images=4
     python -m benchmarks.kernels --sizes=100x168,50x84,25x42,13x21,7x11 --only=deform_conv
 
 One device, random input, offsets within ±2. With several maps of `--sizes` the deformable convolutions are a layer of the head as the model
@@ -24,7 +25,7 @@ from rich.table import Table
 from benchmarks.forward import measure
 from configs import common
 from glipv2_jax import flops, hlo, sharding
-from glipv2_jax.absent_devices import absent_devices
+from glipv2_jax.absent_devices import COMPILER_OPTIONS, absent_devices
 from glipv2_jax.models.bert import CLAMP
 from glipv2_jax.ops.bidirectional_attention import bidirectional_attention
 from glipv2_jax.ops.deform_conv import Conv, deform_convs
@@ -69,6 +70,8 @@ def windows(sizes, channels, images, dtype):
 
 
 OPERATIONS = {"deform_conv": deform_conv, "attention": attention, "windows": windows}
+# Where they run, forms other than XLA's plain one; interpreted, which is what it is elsewhere, a kernel's time says nothing.
+FORMS = {"tpu": dict.fromkeys(OPERATIONS, ("kernel",)), "gpu": {"deform_conv": ("gpu",)}}
 
 
 def programs(run, form):
@@ -87,7 +90,7 @@ def compiled(function, args, devices):
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)), args)
     with sharding.use(mesh, common.get_config().mesh.rules):
         work, started = flops.count(function, *args, platform=devices[0].platform), time.perf_counter()
-        program = jax.jit(function).lower(*placed).compile()
+        program = jax.jit(function).lower(*placed).compile(COMPILER_OPTIONS.get(devices[0].platform))
     rows = (work["gathered_rows"] * chip.gather_cycles + work["scattered_rows"] * chip.scatter_cycles) / chip.clock
     try:
         moved = sum(hlo.Program(program.as_text()).traffic(lambda origin: "all").values())
@@ -107,7 +110,7 @@ def measured(function, args, repeats):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--topology", help="such as v5e:2x2; default: the device that is there")
+    parser.add_argument("--topology", help="such as v5e:2x2 or h100:1; default: the device that is there")
     parser.add_argument("--only", choices=tuple(OPERATIONS), help="one operation; default: all")
     parser.add_argument("--sizes", default="100x168", help="height x width of the maps, the finest first, several with commas")
     parser.add_argument("--channels", type=int, default=256)
@@ -117,14 +120,13 @@ def main():
     parser.add_argument("--json", type=pathlib.Path, help="file for the numbers")
     args = parser.parse_args()
     sizes = [tuple(int(side) for side in size.split("x")) for size in args.sizes.split(",")]
-    # Interpreted, which is what it is elsewhere, a kernel's time says nothing.
-    forms = ("xla", "kernel") if args.topology or jax.default_backend() == "tpu" else ("xla",)
-    results = {}
+    devices = absent_devices(args.topology) if args.topology else None
+    platform, results = devices[0].platform if devices else jax.default_backend(), {}
     for operation in [args.only] if args.only else OPERATIONS:
         run, arrays = OPERATIONS[operation](sizes, args.channels, args.images, jnp.dtype(args.dtype))
-        for form in forms:
+        for form in ("xla", *FORMS.get(platform, {}).get(operation, ())):
             for name, function in programs(run, form).items():
-                results[f"{operation}, {form}, {name}"] = (compiled(function, arrays, absent_devices(args.topology)) if args.topology
+                results[f"{operation}, {form}, {name}"] = (compiled(function, arrays, devices) if devices
                                                            else measured(function, arrays, args.repeats))
     table = Table("form", *next(iter(results.values())), title=f"{args.images} × {args.sizes}, {args.channels} channels, {args.dtype}")
     for name, values in results.items():

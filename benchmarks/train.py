@@ -16,7 +16,9 @@ in bfloat16 by autocast, the losses of all decoder layers and of the proposals w
 AdamW; eager, and through torch.compile, on one GPU or the CPU. Without torch it says so.
 """
 import argparse
+import itertools
 import json
+import os
 import pathlib
 import time
 
@@ -131,8 +133,9 @@ def step_speed(config, images, steps):
             "loss": loss, "finite": bool(np.isfinite(loss))}
 
 
-def ours(settings, images, remat, steps):
-    """`step_speed` of the config of these settings, for a process of its own."""
+def ours(settings, images, remat, flags, steps):
+    """`step_speed` of the config of these settings, for a process of its own, in which JAX has not started."""
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
     return step_speed(config_of(remat=remat, **settings), images, steps)
 
 
@@ -170,6 +173,7 @@ def main(arguments=None):
     parser.add_argument("--size", default="800x1344", help="height x width")
     parser.add_argument("--batches", default="1,2,4,8", help="images on each device, several with commas")
     parser.add_argument("--remat", default="nothing", help=f"policies with commas, of {', '.join(filter(None, REMAT_POLICIES))}; 'none': no remat")
+    parser.add_argument("--flags", action="append", default=[], help="XLA_FLAGS of further rows, beside those without; may be repeated")
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
     parser.add_argument("--scan_layers", action="store_true", help="equal layers as one loop")
@@ -194,9 +198,10 @@ def main(arguments=None):
             write_whole(pathlib.Path(args.output), json.dumps(
                 {"protocol": __doc__, "settings": vars(args), **about, "rows": rows, "faster_than_peer": ratios(rows)}, indent=1) + "\n")
     for images in map(int, args.batches.split(",")):
-        for remat in policies:
-            with console.status(f"{args.variant}, {images} images a device, remat {remat or 'none'}"):
-                add(args.variant, images, f"remat {remat}" if remat else "", False, in_own_process(ours, settings, images, remat, args.steps))
+        for remat, flags in itertools.product(policies, ("", *args.flags)):
+            how = " ".join(filter(None, (f"remat {remat}" if remat else "", flags)))
+            with console.status(f"{args.variant}, {images} images a device, {how or 'no remat'}"):
+                add(args.variant, images, how, False, in_own_process(ours, settings, images, remat, flags, args.steps))
         for compiled in (False, True) if with_peer else ():
             how = "torch.compile" if compiled else "eager"
             with console.status(f"GroundingDINO-T, {images} images, {how}"):

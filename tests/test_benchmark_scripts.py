@@ -59,7 +59,7 @@ def in_this_process(monkeypatch):
 
 
 def test_what_does_not_fit_is_a_row(in_this_process, monkeypatch, tmp_path, capsys):
-    def ours(settings, images, remat, steps):
+    def ours(settings, images, remat, flags, steps):
         return MEASURED if images == 1 else {"failed": "does not fit: RESOURCE_EXHAUSTED"}
     monkeypatch.setattr(train, "ours", ours)
     monkeypatch.setattr(train, "facts", lambda: device.facts() | {"devices": 1, "versions": {"torch": "2"}})
@@ -73,6 +73,16 @@ def test_what_does_not_fit_is_a_row(in_this_process, monkeypatch, tmp_path, caps
         ("GroundingDINO-T", 1, "torch.compile", 4.0), ("glipv2_nano", 2, "", None), ("glipv2_nano", 2, "remat nothing", None),
         ("GroundingDINO-T", 2, "eager", 2.0), ("GroundingDINO-T", 2, "torch.compile", 4.0)]
     assert found["faster_than_peer"] == {"1": 2.0} and found["device"] and found["date"]
+
+
+def test_flags_of_xla_are_rows_of_their_own(in_this_process, monkeypatch, tmp_path):
+    monkeypatch.setenv("XLA_FLAGS", "--mine")
+    monkeypatch.setattr(train, "step_speed", lambda config, images, steps: MEASURED | {"flags": os.environ["XLA_FLAGS"]})
+    monkeypatch.setattr(train, "in_own_process", lambda function, *args: [os.environ.update(XLA_FLAGS="--mine"), function(*args)][1])
+    train.main(["--variant=glipv2_nano", "--batches=1", "--flags=--a=1 --b", "--flags=--c", f"--output={tmp_path / 'train.json'}"])
+    rows = json.loads((tmp_path / "train.json").read_text())["rows"]
+    assert [(row["how"], row["flags"]) for row in rows] == [
+        ("remat nothing", "--mine"), ("remat nothing --a=1 --b", "--mine --a=1 --b"), ("remat nothing --c", "--mine --c")]
 
 
 def test_without_torch_ours_is_measured_alone(in_this_process, monkeypatch, capsys):
@@ -121,7 +131,7 @@ def test_one_failure_does_not_end_the_rest(in_this_process, monkeypatch, tmp_pat
     (tmp_path / "tests.xml").write_text(
         '<testsuites><testsuite><testcase classname="a" name="x"/><testcase classname="a" name="y"><failure message="no"/></testcase>'
         '<testcase classname="a" name="z"><skipped/></testcase></testsuite></testsuites>')
-    monkeypatch.setattr(accelerator, "commands", lambda args, output: {
+    monkeypatch.setattr(accelerator, "commands", lambda args, output, backend: {
         "correctness": ("-c", "raise SystemExit(1)"), "train": ("-c", "import time; print('begun', flush=True); time.sleep(600)"),
         "forward": ("-c", "print('0.1 s')")})
     with pytest.raises(SystemExit, match=r"some commands failed: see .*report\.md"):
@@ -153,6 +163,7 @@ def test_every_command_is_understood_by_its_script(in_this_process, monkeypatch,
     asked = []
     monkeypatch.setattr(accelerator, "run", lambda arguments, limit_s: asked.append(arguments) or {
         "command": "", "ok": True, "code": 0, "seconds": 1.0, "output": ""})
+    monkeypatch.setattr(accelerator, "facts", lambda facts=accelerator.facts: facts() | {"backend": "gpu"})
     accelerator.main([f"--output={tmp_path}", "--slow"])
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
     for (_, module, *arguments) in asked:
@@ -162,7 +173,7 @@ def test_every_command_is_understood_by_its_script(in_this_process, monkeypatch,
         monkeypatch.setattr(sys, "argv", [module, *arguments])
         with pytest.raises(_Understood):
             importlib.import_module(module).main()
-    assert len(asked) == 7
+    assert len(asked) == 9
 
 
 def test_kernels_are_measured_where_they_run(monkeypatch, tmp_path, capsys):
