@@ -17,6 +17,7 @@ import jax
 
 from configs import glipv2_b_stage1, glipv2_h_stage1, glipv2_t_stage1
 from glipv2_jax import flops, plan, sharding
+from glipv2_jax.absent_devices import TPUS
 from glipv2_jax.models.config import model_config
 from glipv2_jax.models.glipv2 import GLIPv2, axis_names
 from glipv2_jax.optim import default_freeze, make_optimizer
@@ -71,9 +72,10 @@ def rows(plans):
         of_variant = [p for p in plans if p.variant == variant]
         for chip, devices in SLICES if of_variant else ():
             exact = [p for p in of_variant if (p.chip, p.devices) == (chip, devices)]
-            # A slice of the same kind says most about it.
-            p = exact[0] if exact else derived(min(of_variant, key=lambda p: (p.chip != chip, p.devices)), chip, devices)
-            origin = "compiled" if exact else "derived" if chip in plan.TPUS else "estimated"
+            # A slice of the same kind says most about it, and a TPU more about another than a GPU.
+            base = exact[0] if exact else min(of_variant, key=lambda p: (p.chip != chip, (p.chip in TPUS) != (chip in TPUS), p.devices))
+            p = exact[0] if exact else derived(base, chip, devices)
+            origin = "compiled" if exact else "derived" if (base.chip in TPUS) == (chip in TPUS) else "estimated"
             seconds = p.seconds()
             kernels = "–" if origin == "estimated" else ", ".join(name for name in p.kernels if not name.endswith("_gradients")) or "none"
             yield [variant, f"{chip}-{devices}", origin, kernels, f"{p.batch_size}",

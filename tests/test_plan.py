@@ -103,7 +103,9 @@ def test_the_small_step_for_two_gpus(gpu_compiler, tmp_path):
     entry, = json.loads((tmp_path / "plan.json").read_text())
     found = plan.Plan(**entry)
     assert (found.chip, found.devices, found.batch_size, found.kernels) == ("h100", 2, 8, []) and found.spare > 79e9
-    assert set(found.collectives) == {"all-reduce"} and found.collectives["all-reduce"][1] < 1.2 * found.parameters
+    # Gradients are summed; what the inter-image loss gathers is small.
+    assert found.collectives.pop("all-reduce")[1] < 1.2 * found.parameters
+    assert "all-to-all" not in found.collectives and sum(size for _, size in found.collectives.values()) < 0.1 * found.parameters
     assert {"image encoder", "text encoder", "fusion", "deformable convolutions", "heads", "losses, targets, optimizer"} <= set(found.traffic)
     # Every parameter, moment and average is read and written.
     assert found.bytes_moved > 2 * (found.parameters + found.optimizer)

@@ -32,6 +32,9 @@ def test_rows_say_how_they_came_about():
         "v5e-256", "v5p-64", "v5p-128", "v6e-64", "v6e-256")), ["glipv2_t", "h100-8", "estimated"]]
     assert rows[0][3] == "deform_conv" and rows[0][5] == "8.1 of 16"
     assert next(scale.rows([dataclasses.replace(PLAN, kernels=[])]))[3] == "none"
+    gpus = dataclasses.replace(PLAN, chip="h100", topology="h100:8", devices=8, mesh={"data": 8, "fsdp": 1, "tensor": 1}, kernels=[])
+    assert list(scale.rows([gpus, PLAN])) == [*rows[:-1], next(row for row in scale.rows([gpus, PLAN]) if row[1] == "h100-8")]
+    assert next(row[2:4] for row in scale.rows([gpus, PLAN]) if row[1] == "h100-8") == ["compiled", "none"]
 
 
 @pytest.mark.slow
