@@ -5,9 +5,9 @@
 First what is right: the tests of the reference's tensors and detections, of deformable convolution, fusion, NMS, RoIAlign, targets and
 losses, on the device. Computation is float32 with all products in full float32 (`jax_default_matmul_precision` "highest"), so that the
 tolerances are those of the CPU: 5 to 10 times the float32 noise that the reference measured. How far bfloat16 drifts from float32 stands
-beside it. Then what is fast: forward pass by parts, training step, detection, captions. Each is a command of its own with a time limit, so that one
-that fails does not end the rest; none needs TensorFlow, or torch but for the peers. DIR gets report.md and report.json, rewritten after
-every command, and what the commands write.
+beside it. Then what is fast: forms of single operations, forward pass by parts, training step, on a GPU also with flags of XLA, detection,
+captions. Each is a command of its own with a time limit, so that one that fails does not end the rest; none needs TensorFlow, or torch but
+for the peers. DIR gets report.md and report.json, rewritten after every command, and what the commands write.
 """
 import argparse
 import json
@@ -32,20 +32,21 @@ TESTS = ("nms", "deform_conv", "deform_conv_tpu", "bidirectional_attention", "ro
          "reference_models", "reference_train", "models")
 
 
-# Of a GPU: what XLA would do otherwise, and what it could do besides.
+# On a GPU: products by cuBLAS alone; no CUDA graphs; graphs of loops, too; collectives and copies ahead of their use.
 GPU_FLAGS = ("--xla_gpu_enable_triton_gemm=false", "--xla_gpu_enable_command_buffer=", "--xla_gpu_enable_command_buffer=+WHILE",
              "--xla_gpu_enable_latency_hiding_scheduler=true")
 
 
 def commands(args, output, backend):
-    """dict of name → arguments of python, in their order."""
+    """dict of name → arguments of python, in their order. backend: "gpu", "tpu" or "cpu"; flags of XLA are those of a GPU."""
     size, dtype = args.size, ("--dtype=bfloat16",)
     tests = [f"tests/test_{name}.py" for name in TESTS]
     return {
         "correctness": ("-m", "pytest", "-q", "--accelerator", *["--slow"] * args.slow, "-p", "no:cacheprovider",
                         f"--junitxml={output / 'tests.xml'}", *tests),
         "bfloat16": ("-m", "benchmarks.bfloat16_drift", "--cases=tiny"),
-        "kernels": ("-m", "benchmarks.kernels", "--sizes=100x168,50x84,25x42,13x21,7x11", "--images=4", f"--json={output / 'kernels.json'}", *dtype),
+        "kernels": ("-m", "benchmarks.kernels", "--sizes=100x168,50x84,25x42,13x21,7x11", "--images=4", *dtype,
+                    f"--json={output / 'kernels.json'}"),
         "forward": ("-m", "benchmarks.forward", f"--variant={args.variant}", f"--sizes={size}", "--repeats=20", *dtype),
         "forward_batch": ("-m", "benchmarks.forward", f"--variant={args.variant}", f"--sizes={size}", "--repeats=10", "--batch=8", *dtype),
         "train": ("-m", "benchmarks.train", f"--variant={args.variant}", f"--size={size}", f"--batches={args.batches}", "--scan_layers", "--peer",

@@ -6,7 +6,8 @@
 A row for a slice that was compiled is what the compiler said. The others are derived from a row of the same model, with as many
 images on a device: parameters and optimizer state are placed anew, by shape; activations, temporaries and work of a device are
 those of the compiled row, as only whole images are split over devices; so are the collectives: sums of gradients hardly depend on
-how many take part, what the inter-image loss gathers grows with the batch and is small. The estimate takes the chip's own peaks.
+how many take part, what the inter-image loss gathers grows with the batch and is small. The estimate takes the chip's own peaks. A GPU
+without a plan of its own is estimated so from a TPU's, whose program is another one.
 """
 import dataclasses
 import functools
@@ -16,7 +17,7 @@ import pathlib
 import jax
 
 from configs import glipv2_b_stage1, glipv2_h_stage1, glipv2_t_stage1
-from glipv2_jax import flops, plan, sharding
+from glipv2_jax import plan, sharding
 from glipv2_jax.absent_devices import TPUS
 from glipv2_jax.models.config import model_config
 from glipv2_jax.models.glipv2 import GLIPv2, axis_names
@@ -73,13 +74,13 @@ def rows(plans):
         for chip, devices in SLICES if of_variant else ():
             exact = [p for p in of_variant if (p.chip, p.devices) == (chip, devices)]
             # A slice of the same kind says most about it, and a TPU more about another than a GPU.
-            base = exact[0] if exact else min(of_variant, key=lambda p: (p.chip != chip, (p.chip in TPUS) != (chip in TPUS), p.devices))
-            p = exact[0] if exact else derived(base, chip, devices)
+            base = min(exact or of_variant, key=lambda p: (p.chip != chip, (p.chip in TPUS) != (chip in TPUS), p.devices))
+            p = base if exact else derived(base, chip, devices)
             origin = "compiled" if exact else "derived" if (base.chip in TPUS) == (chip in TPUS) else "estimated"
             seconds = p.seconds()
             kernels = "–" if origin == "estimated" else ", ".join(name for name in p.kernels if not name.endswith("_gradients")) or "none"
             yield [variant, f"{chip}-{devices}", origin, kernels, f"{p.batch_size}",
-                   f"{p.total / 1e9:.1f} of {flops.CHIPS[chip].memory / 1e9:.0f}",
+                   f"{p.total / 1e9:.1f} of {p.memory / 1e9:.0f}",
                    f"{(p.parameters + p.optimizer) / 1e9:.2f}", f"{p.temporaries / 1e9:.2f}",
                    " / ".join("–" if part == "collectives" and not p.traffic else f"{1e3 * seconds[part]:.0f}" for part in PARTS),
                    f"{1e3 * p.step_seconds():.0f}", f"{p.images_per_second():.0f}"]

@@ -11,6 +11,8 @@ step after the compilation is left out.
 `--remat` makes a step compute again is not counted (the JSON has that as `tflops_done`), recomputation inside of fusion's chunks and
 of the deformable convolution is.
 
+`--flags` adds rows with these XLA_FLAGS; the ratio to the peer leaves them out.
+
 `--peer` is transformers' GroundingDINO-T with random weights: images of the same size, texts of as many tokens and as many boxes,
 in bfloat16 by autocast, the losses of all decoder layers and of the proposals with their Hungarian matching, clipped gradients,
 AdamW; eager, and through torch.compile, on one GPU or the CPU. Without torch it says so.
@@ -149,8 +151,9 @@ def ratios(rows):
     """dict of images a device → images/s of our fastest row over those of the peer's fastest."""
     found = {}
     for images in sorted({row["images"] for row in rows}):
-        best = [max((row["images_per_second"] for row in rows if row["images"] == images and row["peer"] == peer and "failed" not in row),
-                    default=None) for peer in (False, True)]
+        best = [max((row["images_per_second"] for row in rows
+                     if row["images"] == images and row["peer"] == peer and not row.get("flags") and "failed" not in row), default=None)
+                for peer in (False, True)]
         if None not in best:
             found[images] = best[0] / best[1]
     return found
@@ -191,8 +194,8 @@ def main(arguments=None):
     if args.peer and not with_peer:
         console.print("no peer: it needs torch (pip install 'glipv2_jax[benchmark]') and one device, a GPU or a CPU", markup=False)
 
-    def add(model, images, how, peer, found):
-        rows.append({"model": model, "images": images, "how": how, "peer": peer} | found)
+    def add(model, images, how, peer, found, flags=""):
+        rows.append({"model": model, "images": images, "how": how, "peer": peer, "flags": flags} | found)
         console.print(" ".join(row_cells(rows[-1])[:6]), markup=False)
         if args.output:                                    # after every row: what comes later may take the machine down
             write_whole(pathlib.Path(args.output), json.dumps(
@@ -201,7 +204,7 @@ def main(arguments=None):
         for remat, flags in itertools.product(policies, ("", *args.flags)):
             how = " ".join(filter(None, (f"remat {remat}" if remat else "", flags)))
             with console.status(f"{args.variant}, {images} images a device, {how or 'no remat'}"):
-                add(args.variant, images, how, False, in_own_process(ours, settings, images, remat, flags, args.steps))
+                add(args.variant, images, how, False, in_own_process(ours, settings, images, remat, flags, args.steps), flags)
         for compiled in (False, True) if with_peer else ():
             how = "torch.compile" if compiled else "eager"
             with console.status(f"GroundingDINO-T, {images} images, {how}"):

@@ -61,6 +61,9 @@ def _gpus(kind, number):
     except NotImplementedError:
         raise ValueError("glipv2 plan needs JAX's CUDA plugin to compile for GPUs, on any Linux machine and without a driver: "
                          "pip install 'glipv2_jax[plan-gpu]'") from None
+    except (RuntimeError, jax.errors.JaxRuntimeError) as error:
+        raise ValueError(f"--topology: found {kind}:{number}, which this version of JAX's CUDA plugin cannot compile for: "
+                         f"{str(error).splitlines()[0]}") from error
 
 
 def _target(kind):

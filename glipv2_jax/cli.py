@@ -94,8 +94,7 @@ COMMANDS = {
     "pseudo-label": (_pseudo_label, "boxes for image-text pairs, to train on: --checkpoint=… --pairs=… --output=…"),
     "train": (_train, "train or resume a config, and score it: --config=… --workdir=…"),
     "finetune": (_finetune, "a checkpoint on a data set of your own, few-shot or whole: --data=… --mode= --shots= --output="),
-    "plan": (_plan, "what a run needs on TPUs or GPUs that are not there, and how fast it could be: --config=… --topology=v5e:4x4 or "
-                    "h100:8"),
+    "plan": (_plan, "what a run needs on TPUs or GPUs that are not there: --config=… --topology=v5e:4x4 or h100:8"),
     "evaluate": (_evaluate, "a benchmark by name: --benchmark=… --data=… --checkpoint=… --output=…; or a run: --config=… --workdir=…"),
     "convert": (_convert, "GLIP, BERT or Swin weights into a checkpoint, and back: FILE… --model= --output="),
     "export": (_export, "a checkpoint as one file for other programs: --output= [--format=jax|onnx]"),

@@ -4,6 +4,7 @@ Loops are counted as often as they run, recomputation included, which XLA's own 
 """
 import collections
 import math
+import re
 
 import jax
 from jax.extend import core as jax_core
@@ -25,7 +26,7 @@ _KINDS = {"TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v
 def chip_of(device):
     """Name in `CHIPS` of a device, or None where its peak is not known."""
     kind = device.device_kind
-    return _KINDS.get(kind) or next((chip for chip in ("a100", "h100", "h200") if chip.upper() in kind), None)
+    return _KINDS.get(kind) or next((chip for chip in ("a100", "h100", "h200") if re.search(rf"\b{chip.upper()}\b", kind)), None)
 
 
 def count(function, *args, platform=None):
@@ -33,7 +34,7 @@ def count(function, *args, platform=None):
 
     Args:
       function: of arrays. args: arrays or ShapeDtypeStructs.
-      platform: "cpu", "cuda" or "tpu", for functions that do their work in another way there; default: where JAX runs.
+      platform: "cpu", "gpu" or "tpu", for functions that do their work in another way there; default: where JAX runs.
     Returns: Counter of "flops" (of matrix products and convolutions, two a multiply-add), "gathered_rows", "scattered_rows".
     """
     return count_jaxpr(jax.make_jaxpr(function)(*args).jaxpr, platform)
@@ -69,7 +70,8 @@ def count_jaxpr(jaxpr, platform=None):
             if of_platforms is None:
                 inner = [max(inner, key=lambda c: c["flops"])]
             else:
-                inner = [next(c for c, named in zip(inner, of_platforms) if named is None or platform in named)]
+                names = {"cuda", "rocm"} if platform == "gpu" else {platform}
+                inner = [next(c for c, named in zip(inner, of_platforms) if named is None or names & set(named))]
         for counter in inner:
             for key, value in counter.items():
                 total[key] += times * value

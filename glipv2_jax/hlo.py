@@ -1,8 +1,8 @@
 """What a compiled program does, read off its text: collectives, and bytes that travel between memory and the chip, by part.
 
 XLA's own cost analysis counts the body of a loop once and charges a slice of an array with the whole of it. Here a body is counted as
-often as it runs, a slice or a gather for what it takes, an update in place for what it
-writes, and arrays that the compiler keeps on the chip (memory space 1 of a TPU) not at all. Of a condition the branch of "true" is
+often as it runs, a slice or a gather for what it takes but at most for its whole operand, an update in place or a scatter for what it
+changes, and arrays that the compiler keeps on the chip (memory space 1 of a TPU) not at all. Of a condition the branch of "true" is
 counted, in this project the usual case.
 """
 import collections
@@ -110,12 +110,15 @@ class Program:
         if kind.endswith("-start"):                   # gives its operand again, its result, and what waits for it
             operand, result = (instruction.shapes * 2)[:2]
             return (_size(result) if kind.removesuffix("-start") in _SLICES else _in_memory(operand)) + _in_memory(result)
-        if kind == "custom-call" and re.search(r'custom_call_target="__cu(blas|dnn)', instruction.text):       # with scratch for the library
+        # A library's last result is its scratch.
+        if kind == "custom-call" and re.search(r'custom_call_target="__cu(blas|dnn)', instruction.text):
             writes = sum(_in_memory(shape) for shape in instruction.shapes if shape[0] != "s8")
         if kind in _SLICES and reads:
             return min(reads[0], result) + sum(reads[1:]) + writes
         if kind == "dynamic-update-slice" and len(reads) > 1:
             return reads[1] + min(writes, sum(map(_size, shapes[1])))
+        if kind == "scatter" and len(reads) == 3:            # adds its updates to what is there
+            return 2 * min(writes, sum(map(_size, shapes[2]))) + reads[1] + reads[2]
         if kind == "fusion" and (called := re.search(r"calls=%?([\w.\-]+)", instruction.text)):
             body = self.computations[called[1]]
             # A collective that is spread over fusions hands its arrays from one to the next; none of them moves those.
@@ -129,8 +132,8 @@ class Program:
 
     @staticmethod
     def _moved_by_fusion(body, reads, writes):
-        """Its operands and results, of which slices take, and updates in place write, only a part."""
-        users, update = collections.defaultdict(list), None
+        """Its operands and results, of which slices take, and updates in place and scatters change, only a part."""
+        users, update, part = collections.defaultdict(list), None, None
         for inner in body.values():
             for name in inner.operands:
                 users[name].append(inner)
@@ -138,8 +141,8 @@ class Program:
                 root = inner
                 while root.kind in ("bitcast", "copy") and root.operands and root.operands[0] in body:
                     root = body[root.operands[0]]
-                if root.kind == "dynamic-update-slice":
-                    update = root
+                if root.kind == "dynamic-update-slice" or root.kind == "scatter" and len(root.operands) == 3:
+                    update, part = root, root.operands[1 if root.kind == "dynamic-update-slice" else 2]
         for inner in body.values():
             number = re.search(r"parameter\((\d+)\)", inner.text) if inner.kind == "parameter" else None
             if number and int(number[1]) < len(reads):
@@ -148,8 +151,8 @@ class Program:
                     reads[i] = min(reads[i], sum(sum(map(_size, user.shapes)) for user in by))
                 if update and update.operands[0] == inner.name:
                     reads[i] = 0
-        if update and update.operands[1] in body:
-            writes = min(writes, sum(map(_size, body[update.operands[1]].shapes)))
+        if update and part in body:
+            writes = min(writes, sum(map(_size, body[part].shapes))) * (2 if update.kind == "scatter" else 1)
         return sum(reads) + writes
 
 

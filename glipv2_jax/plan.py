@@ -24,11 +24,13 @@ from rich.table import Table
 from glipv2_jax import flops, hlo, sharding
 from glipv2_jax.absent_devices import COMPILER_OPTIONS, GPUS, absent_devices
 from glipv2_jax.build import abstract_params, build, make_step
+from glipv2_jax.config_ranges import check_ranges
 from glipv2_jax.files import write_whole
 from input_pipeline.schema import batch_spec
 
 log = logging.getLogger(__name__)
-GPU_FRACTION = 0.75                    # of a GPU's memory that JAX takes, unless told
+# Of a GPU's memory: what JAX takes unless told, and what a run can have of it.
+GPU_DEFAULT, GPU_MOST = 0.75, 0.95
 
 
 @dataclasses.dataclass
@@ -65,9 +67,14 @@ class Plan:
         return self.parameters + self.optimizer + self.batch + self.temporaries + self.program_bytes
 
     @property
+    def memory(self):
+        """Bytes of a device that a run can have."""
+        return flops.CHIPS[self.chip].memory * (GPU_MOST if self.chip in GPUS else 1)
+
+    @property
     def spare(self):
         """Bytes left; negative: it does not fit."""
-        return flops.CHIPS[self.chip].memory - self.total
+        return self.memory - self.total
 
     def seconds(self):
         """dict of part → seconds of a step if that part ran alone at the chip's peak."""
@@ -203,6 +210,7 @@ def run(config, topology, name, *, batch=0, hourly_rate=0.0, epoch_images=0, sea
     Raises: ValueError for devices or a batch that do not fit.
     """
     config = copy.deepcopy(config)
+    check_ranges(config)
     devices = absent_devices(topology)
     if config.mesh.data * config.mesh.fsdp * config.mesh.tensor > 0:
         config.mesh.data = -1
@@ -249,10 +257,10 @@ def print_plan(p, hourly_rate=0.0, epoch_images=0):
     seconds, chip = p.seconds(), flops.CHIPS[p.chip]
     table = Table(title=f"{p.config}: {p.program} on {p.topology}, {p.batch_size} images of {p.canvas[0]}×{p.canvas[1]} a step, "
                         f"mesh {' × '.join(f'{k} {v}' for k, v in p.mesh.items())}, remat {p.remat or 'none'}", show_header=False)
-    table.add_row("fits" if p.spare >= 0 else "DOES NOT FIT", f"{p.total / 1e9:.2f} of {chip.memory / 1e9:.0f} GB a device, "
+    table.add_row("fits" if p.spare >= 0 else "DOES NOT FIT", f"{p.total / 1e9:.2f} of {p.memory / 1e9:.0f} GB a device, "
                   f"{abs(p.spare) / 1e9:.2f} GB {'left' if p.spare >= 0 else 'too much'}")
-    if p.chip in GPUS and GPU_FRACTION * chip.memory < p.total <= chip.memory:
-        table.add_row("", f"more than the {GPU_FRACTION:.0%} of a GPU that JAX takes: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95")
+    if p.chip in GPUS and p.spare >= 0 and p.total > GPU_DEFAULT * chip.memory:
+        table.add_row("", f"more than the {GPU_DEFAULT:.0%} of a GPU that JAX takes: set XLA_PYTHON_CLIENT_MEM_FRACTION={GPU_MOST}")
     table.add_row("of which", f"parameters {p.parameters / 1e9:.2f}, optimizer and averages {p.optimizer / 1e9:.2f}, "
                   f"batch {p.batch / 1e9:.3f}, activations and temporaries {p.temporaries / 1e9:.2f}, "
                   f"program {p.program_bytes / 1e9:.2f} GB")

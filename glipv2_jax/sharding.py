@@ -136,7 +136,7 @@ def constrain_batch(tree):
 
 
 def map_images(function, *batched, whole=()):
-    """Runs a function on every device's own images: the partitioner cannot split a kernel of our own.
+    """Runs a function on every device's own images: the partitioner cannot split a kernel of our own, nor a loop over images.
 
     Args:
       function: of `batched` and `whole`; its results have a leading axis of images.

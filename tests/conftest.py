@@ -145,8 +145,9 @@ def detector():
 @pytest.fixture
 def gpu_compiler():
     """Fails a test, asked for with --slow, where JAX's CUDA plugin, which compiles without a GPU, is not installed."""
-    if importlib.util.find_spec("jax_plugins") is None:
-        pytest.fail("needs the GPU compiler: EXTRAS=test,plan-gpu bash launch/test.sh --slow, or leave it out: -m 'not gpu_compiler'")
+    if not any(name.startswith("jax-cuda") for name in (each.name for each in importlib.metadata.distributions())):
+        pytest.fail("needs the GPU compiler: VENV=.venv-gpu EXTRAS=test,plan-gpu bash launch/test.sh --slow -m gpu_compiler, or leave it out: "
+                    "-m 'not gpu_compiler'")
 
 
 @pytest.fixture

@@ -33,16 +33,30 @@ def test_a_gpu_is_described_to_the_compiler(monkeypatch):
 
     def compiler(name, platform, **options):
         asked[name] = (platform, options)
-        return types.SimpleNamespace(devices=[None] * 8)
+        return types.SimpleNamespace(devices=[None] * int(options["topology"].removeprefix("1x1x")))
     monkeypatch.setattr(topologies, "get_topology_desc", compiler)
     monkeypatch.setenv("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
-    for kind in GPUS:
-        assert len(absent_devices(f"{kind}:8")) == 8
+    for kind, gpu in GPUS.items():
+        assert len(absent_devices(f"{kind}:2")) == 2 and len(absent_devices(f"{kind}:8")) == 8
         platform, options = asked[kind]
-        assert (platform, options["topology"]) == ("cuda", "1x1x8")
-        assert f"device_memory_size: {flops.CHIPS[kind].memory:.0f}\n" in options["target_config"]
+        assert platform == "cuda"
+        for told in (f"device_memory_size: {flops.CHIPS[kind].memory:.0f}\n", f"core_count: {gpu['cores']}\n", f"{{ {gpu['capability']} }}"):
+            assert told in options["target_config"]
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x3", "h100:1"])
+def test_what_the_compiler_refuses_is_told(monkeypatch, topology):
+    def refuse(*_, **__):
+        raise RuntimeError("no such thing\nmore")
+    monkeypatch.setitem(sys.modules, "libtpu", types.ModuleType("libtpu"))
+    monkeypatch.setattr(topologies, "get_topology_desc", refuse)
+    monkeypatch.setenv("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    with pytest.raises(ValueError, match=f"--topology: found '?{topology}.*no such thing"):
+        absent_devices(topology)
 
 
 def test_every_kind_has_its_peaks():
     assert {*TPUS, *GPUS} == set(flops.CHIPS)
     assert [flops.chip_of(types.SimpleNamespace(device_kind=gpu["name"])) for gpu in GPUS.values()] == list(GPUS)
+    others = ("NVIDIA RTX A1000 6GB Laptop GPU", "NVIDIA GH200 480GB", "NVIDIA T4")
+    assert [flops.chip_of(types.SimpleNamespace(device_kind=name)) for name in others] == [None] * 3

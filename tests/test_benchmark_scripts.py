@@ -77,12 +77,16 @@ def test_what_does_not_fit_is_a_row(in_this_process, monkeypatch, tmp_path, caps
 
 def test_flags_of_xla_are_rows_of_their_own(in_this_process, monkeypatch, tmp_path):
     monkeypatch.setenv("XLA_FLAGS", "--mine")
-    monkeypatch.setattr(train, "step_speed", lambda config, images, steps: MEASURED | {"flags": os.environ["XLA_FLAGS"]})
+    monkeypatch.setattr(train, "step_speed", lambda config, images, steps: MEASURED | {"environment": os.environ["XLA_FLAGS"]})
     monkeypatch.setattr(train, "in_own_process", lambda function, *args: [os.environ.update(XLA_FLAGS="--mine"), function(*args)][1])
     train.main(["--variant=glipv2_nano", "--batches=1", "--flags=--a=1 --b", "--flags=--c", f"--output={tmp_path / 'train.json'}"])
     rows = json.loads((tmp_path / "train.json").read_text())["rows"]
-    assert [(row["how"], row["flags"]) for row in rows] == [
-        ("remat nothing", "--mine"), ("remat nothing --a=1 --b", "--mine --a=1 --b"), ("remat nothing --c", "--mine --c")]
+    assert [(row["how"], row["flags"], row["environment"]) for row in rows] == [
+        ("remat nothing", "", "--mine"), ("remat nothing --a=1 --b", "--a=1 --b", "--mine --a=1 --b"),
+        ("remat nothing --c", "--c", "--mine --c")]
+    rows.append({"peer": True, "images": 1, "flags": "", "images_per_second": 4.0})
+    rows[1]["images_per_second"] = 16.0
+    assert train.ratios(rows) == {1: 2.0}
 
 
 def test_without_torch_ours_is_measured_alone(in_this_process, monkeypatch, capsys):

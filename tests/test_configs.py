@@ -9,6 +9,7 @@ import pytest
 from configs import common
 from glipv2_jax.build import build
 from glipv2_jax.config_ranges import RANGES, check_ranges
+from glipv2_jax.evaluation.benchmarks import BENCHMARKS
 from glipv2_jax.models.config import model_config
 from input_pipeline.registry import KINDS, eval_specs, make_source, train_specs
 
@@ -53,13 +54,24 @@ def test_stage_two_masks_no_words():
 @pytest.mark.parametrize("least, most, field", [(*bounds, field) for bounds, fields in RANGES.items() for field in fields])
 def test_numbers_out_of_their_range_are_told_by_name(least, most, field):
     section, name = field.split(".")
-    for wrong in (least - 1, float("nan"), "many", *([] if most is None else [most + 1])):
+    for right in (least, *([] if most is None else [most])):
+        config = common.get_config()
+        config[section][name] = right
+        check_ranges(config)
+    for wrong in (least - 1, float("nan"), float("inf"), "many", *([] if most is None else [most + 1])):
         config = common.get_config()
         with config[section].ignore_type():
             config[section][name] = wrong
         expected = f"at least {least}" if most is None else f"{least} to {most}"
         with pytest.raises(ValueError, match=f"^{field}: found {config[section][name]!r}, expected {expected}$"):
             check_ranges(config)
+
+
+def test_settings_of_benchmarks_are_in_their_ranges():
+    for benchmark in BENCHMARKS.values():
+        config = common.get_config()
+        config.eval.update(benchmark.settings)
+        check_ranges(config)
 
 
 def test_all_numbers_out_of_their_range_are_told_at_once():

@@ -11,6 +11,7 @@ from glipv2_jax import flops, hlo, sharding
 from glipv2_jax.absent_devices import absent_devices
 from glipv2_jax.ops import deform_conv as ops
 from glipv2_jax.ops.deform_conv import Conv, deform_convs, reread
+from glipv2_jax.ops.deform_conv_gather import gather_conv
 from glipv2_jax.ops.deform_conv_tpu import REACH, all_fit, window_conv
 
 # A layer in small: a map and the coarser one, the three kinds of branches; no size is a multiple of the tile's.
@@ -73,6 +74,10 @@ def test_gathers_of_all_taps_equal_gathers_tap_by_tap():
     arrays = layer()
     exact = run(arrays, "xla")
     assert largest_error(run(arrays, "gpu"), exact) < 2e-6
+    maps, convs = [x[0] for x in arrays[0]], CONVS
+    points = [jax.tree.map(lambda x: x[0], ops._points(offset, mask, maps[conv.source].shape[:2], conv.stride))
+              for conv, offset, mask in zip(convs, *arrays[1:3])]
+    assert largest_error(gather_conv(convs, maps, points, arrays[3], together=3), [out[0] for out in exact[0]]) < 2e-6
     assert largest_error(run(arrays, "gpu", jnp.bfloat16), exact) < 1.2 * largest_error(run(arrays, "xla", jnp.bfloat16), exact) < 1e-2
 
 
@@ -106,8 +111,9 @@ def test_far_samples_outside_of_the_map_do_not_matter():
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["gpu", "kernel"])
 def test_forms_of_single_images_run_under_a_mesh(form):
+    """As many devices as there are; `tests.run_on_meshes` gives the model eight."""
     arrays = branch(layer())
-    with sharding.use(sharding.make_mesh(devices=jax.devices()[:1]), common.get_config().mesh.rules):
+    with sharding.use(sharding.make_mesh(devices=jax.devices()[:2]), common.get_config().mesh.rules):
         found = run(arrays, form)
     assert largest_error(found, run(arrays, "xla")) < 2e-6
 
@@ -127,6 +133,7 @@ def test_work_is_counted_for_the_platform():
     count = functools.partial(flops.count, lambda maps, *args: deform_convs(maps, CONVS[:1], *args), *arrays)
     positions, products = 19 * 37, 2 * 9 * 128 * 128
     cpu, tpu = count(platform="cpu"), count(platform="tpu")
+    assert count(platform="gpu") == cpu
     assert cpu["flops"] == positions * products and cpu["gathered_rows"] == positions * 9
     tiles = 3 * 3 * 128
     assert tpu["flops"] == tiles * (products + 2 * 9 * 24 * 32 * 128) and tpu["gathered_rows"] == 0

@@ -209,6 +209,7 @@ def test_data_is_found_by_layout(folder, tmp_path):
     (["--seeds=3,3"], "--seeds=3,3, expected .* seeds from 0, each once"),
     (["--rehearsal=1"], "--rehearsal=1 .*, expected .* a share from 0 to below 1"),
     (["--config.train.batch_size=64", "--config.train.num_epochs=1", "--config.eval.batch_size=64"], "images in an epoch, expected a batch of 64"),
+    (["--config.train.batch_size=0", "--config.optimizer.learning_rate=-1"], "train.batch_size: found 0, .*; optimizer.learning_rate: found -1"),
     (["--checkpoint=nowhere"], "nowhere: no checkpoint"),
 ])
 def test_bad_arguments_are_named(checkpoint, folder, tmp_path, flags, message):

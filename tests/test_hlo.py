@@ -144,3 +144,39 @@ def test_a_collective_that_is_spread_over_fusions_counts_once_and_its_arrays_do_
     program = hlo.Program(SPREAD)
     assert program.collectives() == {"all-gather": [1, 16 * 8 * 4]}
     assert program.traffic(lambda origin: "all") == {"all": 2 * 10 * 4}
+
+
+LIBRARY = """HloModule library
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  %y = f32[] parameter(1)
+  ROOT %s = f32[] add(%x, %y)
+}
+
+%scattered (t: f32[1000,8], i: s32[10,1], u: bf16[10,8]) -> f32[1000,8] {
+  %t = f32[1000,8]{1,0} parameter(0)
+  %i = s32[10,1]{1,0} parameter(1)
+  %u = bf16[10,8]{1,0} parameter(2)
+  %w = f32[10,8]{1,0} convert(%u)
+  ROOT %s = f32[1000,8]{1,0} scatter(%t, %i, %w), to_apply=%add
+}
+
+ENTRY %main (a: bf16[64,64], b: bf16[64,64], t: f32[1000,8], i: s32[10,1], u: f32[10,8], v: bf16[10,8]) -> f32[1000,8] {
+  %a = bf16[64,64]{1,0} parameter(0)
+  %b = bf16[64,64]{1,0} parameter(1)
+  %t = f32[1000,8]{1,0} parameter(2)
+  %i = s32[10,1]{1,0} parameter(3)
+  %u = f32[10,8]{1,0} parameter(4)
+  %v = bf16[10,8]{1,0} parameter(5)
+  %product = (bf16[64,64]{1,0}, s8[33554432]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", metadata={op_name="product"}
+  %s = f32[1000,8]{1,0} scatter(%t, %i, %u), to_apply=%add, metadata={op_name="scatter"}
+  ROOT %f = f32[1000,8]{1,0} fusion(%s, %i, %v), kind=kInput, calls=%scattered, metadata={op_name="fused"}
+}
+"""
+
+
+def test_scratch_of_libraries_and_rows_that_no_scatter_changes_are_not_moved():
+    moved = hlo.Program(LIBRARY).traffic(lambda origin: origin)
+    rows, indices = 10 * 8 * 4, 10 * 4
+    assert +moved == {"product": 3 * 64 * 64 * 2, "scatter": 3 * rows + indices, "fused": 2 * rows + rows // 2 + indices}

@@ -248,6 +248,12 @@ def test_bad_arguments_are_named(detector, arguments, message):
         detector.detect(*arguments)
 
 
+def test_numbers_below_one_are_named(detector, images):
+    for name in ("orders", "batch_size", "max_detections"):
+        with pytest.raises(ValueError, match=f"{name} 0.*: expected at least 1"):
+            detector.detect(images, NAMES, **{name: 0})
+
+
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, 50, float("nan")])
 def test_a_threshold_is_a_score(detector, images, threshold):
     for call in (lambda: detector.detect(images, NAMES, threshold=threshold), lambda: detector.ground(images[0], "a dog", threshold=threshold)):

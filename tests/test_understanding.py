@@ -246,7 +246,7 @@ def test_another_photograph_is_described_without_compiling_and_words_before_are_
         reads.append(token_ids.shape)
         return write_word(model, regions, cache, token_ids, position)
     monkeypatch.setattr(understanding, "write_word", traced)
-    talker.describe(PICTURE[:, ::-1], beams=2, max_words=5, threshold=2.0)
+    talker.describe(PICTURE[:, ::-1], beams=2, max_words=5, threshold=1.0)
     assert talker._predictor.encode_image.call_count == talker._predictor.write.call_count == 1
     # Traced as the body of one loop, always of one new word for each beam, whatever the length of the text.
     assert reads and set(reads) == {(1, 2)} and len(reads) < 5
@@ -266,6 +266,9 @@ def test_models_without_heads_and_wrong_numbers_say_so(detector, talker):
         talker.describe(PICTURE, beams=0)
     with pytest.raises(ValueError, match="max_words: found .*, expected 1 or more, at most 63"):
         talker.describe(PICTURE, max_words=64)
+    for call in (lambda: talker.answer(PICTURE, "is it?", threshold=2), lambda: talker.describe(PICTURE, threshold=2)):
+        with pytest.raises(ValueError, match="threshold: found 2, expected a score, 0 to 1"):
+            call()
     silent = GLIPv2(model_config("glip_t", TINY))
     with pytest.raises(ValueError, match="writes no captions"):
         Detector(silent, {}, talker.tokenizer, talker.settings, 16).describe(PICTURE)

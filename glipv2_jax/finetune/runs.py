@@ -8,6 +8,7 @@ import time
 
 import jax
 
+from glipv2_jax.config_ranges import check_ranges
 from glipv2_jax.evaluate import EvalSource
 from glipv2_jax.evaluation.command import config_of, score
 from glipv2_jax.files import write_whole
@@ -30,7 +31,8 @@ def run(checkpoint, base, config, data, output, *, seeds, heldout=None):
     Raises: ValueError for data, checkpoints or settings that do not fit, and for an output of another fine-tuning.
     """
     output = pathlib.Path(output)
-    # Data and lengths are looked at before any model work, and before the folder is claimed.
+    # Settings, data and lengths are looked at before any model work, and before the folder is claimed.
+    check_ranges(config)
     splits = ["test"] if data.test == data.val else ["test", "val"]
     sources = [EvalSource(split, make_source(data.spec(split))) for split in splits]
     train = make_source(data.spec("train"))

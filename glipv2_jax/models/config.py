@@ -87,7 +87,7 @@ class ModelConfig:
     remat: str = ""
     # Equal layers as one loop: compiling needs less time and much less memory, and the program one copy of their kernels more.
     scan_layers: bool = False
-    kernels: str = "auto"             # on TPUs kernels of our own where they can; "xla" (and on TPU v4): XLA's operations
+    kernels: str = "auto"             # on TPUs kernels of our own where they can, on GPUs operations in their order; "xla" (and on TPU v4): plain
 
     def __post_init__(self):
         if self.text_encoder.kind not in ("bert", "clip"):

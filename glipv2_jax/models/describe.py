@@ -29,7 +29,7 @@ def count_parameters(config):
 def print_table():
     """Prints every named model with the millions of parameters of its parts."""
     table = Table("model", *PARTS, "total", title="parameters, millions")
-    for name, config in track(VARIANTS.items(), "tracing the models", total=len(VARIANTS), console=Console(stderr=True), transient=True):
+    for name, config in track(VARIANTS.items(), "tracing the models", console=Console(stderr=True), transient=True):
         counts = count_parameters(config)
         table.add_row(name, *(f"{n / 1e6:.1f}" for n in counts.values()), f"{sum(counts.values()) / 1e6:.1f}")
     Console().print(table)

@@ -31,7 +31,7 @@ def bidirectional_attention(regions, scorer, score_bias, values, token_mask, *, 
       regions: [B, A, C]. scorer: [B, C, N, T]. score_bias: [B, N, T]. values: [B, N, T, C], what regions read.
       token_mask: [B, T] bool, the words that regions read; every word reads all regions.
       chunk: regions a step of the scan. clamp: scores are clipped to ±clamp. dropout: rate on the weights of both directions, with `rng`.
-      form: "xla", the scan; "kernel", interpreted where there is no TPU; "auto": "kernel" when compiled for TPUs and the sizes allow it.
+      form: "xla" or "gpu", the scan; "kernel", interpreted where there is no TPU; "auto": "kernel" when compiled for TPUs and the sizes allow it.
     Returns:
       region_delta: [B, A, C] float32, Σ over heads and words of word weights · values.
       context: [B, C, N, T] float32, Σ over regions of region weights · regions.
@@ -42,7 +42,7 @@ def bidirectional_attention(regions, scorer, score_bias, values, token_mask, *, 
     b, a, c = regions.shape
     n, t = score_bias.shape[1:]
     seeds = jnp.zeros((b, 2), jnp.uint32) if rng is None else jax.random.bits(rng, (b, 2), jnp.uint32)
-    settings = Settings(form, min(chunk, a), clamp, 0.0 if rng is None else dropout)
+    settings = Settings(form, min(chunk, a), float(clamp), 0.0 if rng is None else dropout)
     delta, context, mass = _attention(
         settings, regions, scorer.reshape(b, c, n * t), score_bias.reshape(b, n * t), values.reshape(b, n * t, c), token_mask, seeds)
     return delta, context.reshape(b, c, n, t), mass.reshape(b, n, t)
@@ -86,8 +86,8 @@ def _for_images(settings, scan, kernel, *args):
 
 
 def _chunks(settings, *arrays):
-    """[B, A, …] → [steps, B, chunk, …] of each, zeros at the end, and of every step its first row, and [chunk, 1] what is added to the scores
-    of each row: −∞ to those after the last region."""
+    """[B, A, …] → [steps, B, chunk, …] of each, zeros at the end; and of every step its first row, and [chunk, 1], what is added to the
+    scores of each row: −∞ to those after the last region."""
     b, a = arrays[0].shape[:2]
     steps = -(-a // settings.chunk)
     padded = [jnp.pad(x, ((0, 0), (0, steps * settings.chunk - a), (0, 0))) for x in arrays]
@@ -96,14 +96,14 @@ def _chunks(settings, *arrays):
     return *padded, rows[:, 0, 0], np.where(rows < a, np.float32(0), -np.float32(np.inf))
 
 
-def _in_this_step(inputs, *arrays):
-    """A step's inputs and the arrays that all steps share, as if these were its own.
+def _in_this_step(inputs):
+    """A step's inputs, known in that step and no earlier.
 
-    What does not depend on a step or a layer, JAX's scan computes ahead of the loop: the masks of all steps, [steps, B, chunk, K], which every
-    step would then read from memory instead of computing them where they are used. For the same reason masks are sums and products, since
-    jnp.where writes its constants out.
+    What does not depend on the regions, JAX's scan computes ahead of the loop over layers: the masks of all steps, [steps, B, chunk, K], which
+    every step would then read from memory instead of computing them where they are used. For the same reason masks are sums and products:
+    jnp.where broadcasts its constants to the full size, and that broadcast would be computed ahead, too.
     """
-    return jax.lax.optimization_barrier((*inputs, *arrays))
+    return jax.lax.optimization_barrier(inputs)
 
 
 def _whole(chunks, a):
@@ -139,12 +139,12 @@ def _scan(settings, regions, scorer, score_bias, values, token_mask, seeds):
     Columns are what the backward pass needs of each, [B, K]: the largest score of all regions, the sum of the exponentials below it.
     """
     b, a, c = regions.shape
-    k = scorer.shape[2]
+    k, unread = scorer.shape[2], _unread(token_mask)
 
     def step(carry, inputs):
         largest, total, mass, context = carry
-        x, first, after_last, unread, seed = _in_this_step(inputs, _unread(token_mask), seeds)
-        kept_words, kept_regions = _kept(settings, seed, first, (settings.chunk, k))
+        x, first, after_last = _in_this_step(inputs)
+        kept_words, kept_regions = _kept(settings, seeds, first, (settings.chunk, k))
         scores = jax.lax.clamp(-settings.clamp, einsum("bac,bck->bak", x, scorer) + score_bias[:, None], settings.clamp)
         delta = einsum("bak,bkc->bac", (_word_softmax(scores, unread) * kept_words).astype(x.dtype), values)
 
@@ -164,13 +164,13 @@ def _scan(settings, regions, scorer, score_bias, values, token_mask, seeds):
 def _scan_gradients(settings, regions, scorer, score_bias, values, token_mask, seeds, columns, share, grad_delta, grad_context, grad_mass):
     """Gradients of regions, scorer, score_bias and values, float32. grad_context: [B, C, K]."""
     b, a, c = regions.shape
-    k = scorer.shape[2]
+    k, unread = scorer.shape[2], _unread(token_mask)
     largest, total = columns
 
     def step(carry, inputs):
         grad_scorer, grad_bias, grad_values = carry
-        x, grad, first, after_last, unread, seed = _in_this_step(inputs, _unread(token_mask), seeds)
-        kept_words, kept_regions = _kept(settings, seed, first, (settings.chunk, k))
+        x, grad, first, after_last = _in_this_step(inputs)
+        kept_words, kept_regions = _kept(settings, seeds, first, (settings.chunk, k))
         scores = einsum("bac,bck->bak", x, scorer) + score_bias[:, None]
         inside = (jnp.abs(scores) < settings.clamp).astype(jnp.float32)
         scores = jax.lax.clamp(-settings.clamp, scores, settings.clamp)

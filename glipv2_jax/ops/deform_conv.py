@@ -1,6 +1,6 @@
 """Modulated deformable 3×3 convolution of several feature maps with several kernels at once.
 
-Two forms compute the same: gathers (`deform_conv_gather`), on GPUs of all taps at once, and on TPUs a kernel that reads windows
+Three forms compute the same: gathers (`deform_conv_gather`), on GPUs of all taps at once, and on TPUs a kernel that reads windows
 (`deform_conv_tpu`), by the compiler's figures faster there with its gradients, but blind to samples far from their place; `forms`
 decides between them.
 Source: GLIP csrc/cuda/deform_conv_kernel_cuda.cu.
@@ -34,7 +34,8 @@ def deform_convs(maps, convs, offsets, masks, kernels, form="auto"):
       masks: for each, [B, Ho, Wo, 9] modulation.
       kernels: [S, 9, C, Co].
       form: "xla", gathers, tap by tap; "gpu", gathers of all taps; "kernel", windows, interpreted where there is no TPU or it could not;
-        "auto": "kernel" when compiled for TPUs and the channels are multiples of 128, "gpu" for GPUs, else "xla". With "kernel" an image that has a sample out of its window takes gathers.
+        "auto": "kernel" when compiled for TPUs and the channels are multiples of 128, "gpu" for GPUs, else "xla". With "kernel" an image
+        that has a sample out of its window takes gathers.
     Returns: for each, [B, Ho, Wo, Co] float32. A sample counts only where −1 < y < H and −1 < x < W; pixels outside are zero.
     Raises: ValueError for an unknown form, and for convolutions in another order.
     """
@@ -117,7 +118,7 @@ _convs.defvjp(_convs_forward, _convs_backward)
 
 
 def _for_images(form, gather, window, convs, maps, points, kernels, *grads):
-    """Runs one of two functions of one image's maps, points and gradients, and of the kernels, for every image of a batch."""
+    """Runs `gather` or `window`, functions of one image's maps, points and gradients and of the kernels, for every image of a batch."""
     def gathered(maps, points, kernels, *grads):
         # vmap, not a batch folded into the rows: the partitioner then keeps every image on its own device
         return jax.vmap(gather, in_axes=(0, 0, None, *[0] * len(grads)))(maps, points, kernels, *grads)

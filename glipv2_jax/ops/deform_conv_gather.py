@@ -19,7 +19,7 @@ def gather_conv(convs, maps, points, kernels, together=1):
     Args:
       convs: tuple of Conv, in the order of their kernels. maps: list of [H, W, C].
       points: list of Points, each [9, Ho, Wo]. kernels: [S, 9, C, Co].
-      together: taps of a step, 1, 3 or 9; their samples lie side by side and are multiplied at once.
+      together: taps of a step, a divisor of 9; their samples lie side by side and are multiplied at once.
     Returns: list of [Ho, Wo, Co] float32.
     """
     table, rows, weights, segments = _flat(convs, maps, points, len(kernels))

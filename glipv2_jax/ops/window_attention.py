@@ -30,7 +30,7 @@ def window_attention(qkv, bias, *, grid, shift=0, form="auto"):
       grid: (windows along the height, along the width); W is their product.
       shift: cells by which the map was rolled before it was cut: what the roll brought together in the last row and column of windows
         does not read each other (−100 is added, as in the reference); 0: it was not.
-      form: "xla"; "kernel", interpreted where there is no TPU; "auto": "kernel" when compiled for TPUs and the sizes allow it.
+      form: "xla" or "gpu"; "kernel", interpreted where there is no TPU; "auto": "kernel" when compiled for TPUs and the sizes allow it.
     Returns: [B, W, M², C] in the type of `qkv`.
     Raises: ValueError for an unknown form, or a grid that does not fit.
     """
