@@ -71,7 +71,7 @@ def windows(sizes, channels, images, dtype):
 
 OPERATIONS = {"deform_conv": deform_conv, "attention": attention, "windows": windows}
 # Where they run, forms other than XLA's plain one; interpreted, which is what it is elsewhere, a kernel's time says nothing.
-FORMS = {"tpu": dict.fromkeys(OPERATIONS, ("kernel",)), "gpu": {"deform_conv": ("gpu",)}}
+FORMS = {"tpu": dict.fromkeys(OPERATIONS, ("kernel",)), "gpu": {"deform_conv": ("gpu",)}, "cpu": {"deform_conv": ("gpu",)}}
 
 
 def programs(run, form):

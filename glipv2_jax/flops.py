@@ -26,7 +26,7 @@ _KINDS = {"TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v
 def chip_of(device):
     """Name in `CHIPS` of a device, or None where its peak is not known."""
     kind = device.device_kind
-    return _KINDS.get(kind) or next((chip for chip in ("a100", "h100", "h200") if re.search(rf"\b{chip.upper()}\b", kind)), None)
+    return _KINDS.get(kind) or next((chip for chip in CHIPS if re.search(rf"\b{chip.upper()}\b", kind)), None)
 
 
 def count(function, *args, platform=None):

@@ -1,4 +1,4 @@
-"""Loss and gradients of one batch, and the kernels of both attentions, on several meshes of eight fake CPU devices; prints the differences as JSON.
+"""Loss and gradients of one batch, and forms that run an image or a block at a time, on several meshes of eight fake CPU devices; prints the differences as JSON.
 
 A program of its own, started by test_sharding.py: the number of devices is fixed when JAX starts.
 """
@@ -21,7 +21,7 @@ from glipv2_jax.models.config import model_config
 from glipv2_jax.models.glipv2 import GLIPv2, axis_names, init_params
 from glipv2_jax.train_state import TrainState
 from glipv2_jax.train_step import gradients
-from tests import test_bidirectional_attention, test_window_attention
+from tests import test_bidirectional_attention, test_deform_conv_tpu, test_window_attention
 from tests.test_bidirectional_attention import errors
 from tests.test_models import DEEP, MASK_HEAD, WITH_MASKS, tiny_batch
 
@@ -46,18 +46,20 @@ def through_a_checkpoint(params, shardings, workdir):
     return restored.params
 
 
-def kernel_errors():
-    """Largest error of each kernel on four devices: results and gradients of images that divide among them, and of some that do not."""
+def form_errors():
+    """Largest error of kernels of both attentions, and of convolutions as GPUs gather them, on four devices: results and gradients of images that divide among them, and of some that do not."""
     found = {}
     for sizes, images in (((4, 1, 1), 4), ((4, 1, 1), 3), ((2, 1, 2), 4), ((2, 2, 1), 4)):
         mesh = sharding.make_mesh(*sizes, devices=jax.devices()[:4])
-        for name, given, run in (
-                ("fusion", test_bidirectional_attention.arrays(images), lambda x, form: test_bidirectional_attention.run(x, form, 0.3)),
+        for name, given, run, form, plain in (
+                ("fusion", test_bidirectional_attention.arrays(images), lambda x, form: test_bidirectional_attention.run(x, form, 0.3),
+                 "kernel", "plain"),
                 ("windows", test_window_attention.arrays(images=images, grid=(3, 3)),
-                 lambda x, form: test_window_attention.run(x, form, 2, grid=(3, 3)))):
+                 lambda x, form: test_window_attention.run(x, form, 2, grid=(3, 3)), "kernel", "plain"),
+                ("convolutions", test_deform_conv_tpu.branch(test_deform_conv_tpu.layer(images=images)), test_deform_conv_tpu.run, "gpu", "xla")):
             with sharding.use(mesh, RULES):
-                split = run(given, "kernel")
-            found[f"{name}, {images} images on {sizes}"] = max(errors(split, run(given, "plain")))
+                split = run(given, form)
+            found[f"{name}, {images} images on {sizes}"] = max(errors(split, run(given, plain)))
     return found
 
 
@@ -92,7 +94,7 @@ def main():
             "gradient": float(np.sqrt(sum(((a - b)**2).sum() for a, b in pairs)
                                       / sum((a**2).sum() for a in jax.tree.leaves(one_grads)))),
             "restored": same and placed_as_asked, "split_arrays": split, "loss_inter": float(here["loss_inter"])}
-    print(json.dumps({"meshes": report, "kernel": kernel_errors()}))
+    print(json.dumps({"meshes": report, "forms": form_errors()}))
 
 
 if __name__ == "__main__":

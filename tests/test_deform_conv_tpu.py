@@ -109,12 +109,10 @@ def test_far_samples_outside_of_the_map_do_not_matter():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["gpu", "kernel"])
-def test_forms_of_single_images_run_under_a_mesh(form):
-    """As many devices as there are; `tests.run_on_meshes` gives the model eight."""
+def test_the_window_form_runs_under_a_mesh():
     arrays = branch(layer())
-    with sharding.use(sharding.make_mesh(devices=jax.devices()[:2]), common.get_config().mesh.rules):
-        found = run(arrays, form)
+    with sharding.use(sharding.make_mesh(devices=jax.devices()[:1]), common.get_config().mesh.rules):
+        found = run(arrays, "kernel")
     assert largest_error(found, run(arrays, "xla")) < 2e-6
 
 
