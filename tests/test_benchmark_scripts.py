@@ -184,7 +184,7 @@ def test_kernels_are_measured_where_they_run(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["kernels", "--sizes=8x12,4x6", "--channels=16", "--repeats=1", f"--json={tmp_path / 'out.json'}"])
     kernels.main()
     found = json.loads((tmp_path / "out.json").read_text())["results"]
-    assert set(found) == {f"{operation}, xla, {name}" for operation in ("deform_conv", "attention", "windows")
+    assert set(found) == {f"{form}, {name}" for form in ("deform_conv, xla", "deform_conv, gpu", "attention, xla", "windows, xla")
                           for name in ("forward", "forward and gradients")}
     assert all(values["ms"] > 0 for values in found.values()) and "attention, xla, forward" in capsys.readouterr().out
 
